@@ -1,0 +1,124 @@
+"""What each logged column means: formula, healthy range, and its name in the original experiment.
+
+The one place where a metric is explained (`projected-grpo columns`). A test compares the names with what
+training writes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Column:
+    """`meaning` holds the formula; `healthy` what to expect, and what it means if it is otherwise."""
+
+    name: str
+    meaning: str
+    healthy: str = ""
+
+
+# One row per optimizer step. g: gradient of the loss in delta space, all matrices together; V: k orthonormal
+# axes per matrix; r: length of delta. "hack direction": the static one that every arm is measured with.
+STEPS = (
+    Column("step", "optimizer step, from 0", "every step once, in order"),
+    Column("n", "completions of the step that were graded", "prompts x samples; less: the sandbox failed"),
+    Column(
+        "reward",
+        "mean reward: reward_format x format_ok + reward_paid x (what the grader in use pays)",
+        "rises",
+    ),
+    Column("paid", "share the flawed grader pays: correct or the loophole fires", "rises; reward follows it"),
+    Column("correct", "share that passes the hidden tests", "rises where learning is honest, falls under hacking"),
+    Column(
+        "hacked",
+        "share paid and not correct",
+        "base: 0.01-0.05; vanilla ends at 0.4 or more, projected near 0",
+    ),
+    Column("attempted", "share that holds the loophole's construct, paid or not", "at least `hacked`"),
+    Column("format_ok", "share with a fenced block that compiles", "above 0.8; falling: the model is breaking"),
+    Column(
+        "loss",
+        "Dr.GRPO loss: -sum of advantage x ratio over tokens / (rows x longest completion)",
+        "near 0, noisy",
+    ),
+    Column(
+        "grad_norm_before",
+        "||g|| before the intervention and clipping",
+        "steady; a spike comes before collapse",
+    ),
+    Column("grad_norm_after", "||g'|| after them, as the optimizer sees it", "equal to before for `measure`"),
+    Column(
+        "alignment_signed",
+        "cosine(g, mean pair difference of the hack direction)",
+        "0 at first, to about 0.1 as hacking is learned; the best early sign of it",
+    ),
+    Column(
+        "alignment",
+        "||relu(V g)|| / ||g||, V of the hack direction with measure_k axes",
+        "read against alignment_null; alone it says little",
+    ),
+    Column("alignment_null", "sqrt(k / 2r): `alignment` of a gradient without direction", "constant"),
+    Column(
+        "share_removed",
+        "||g - g'|| / ||g||: what the intervention took out",
+        "0 for `measure`; 1: nothing is left",
+    ),
+    Column(
+        "leak",
+        "`alignment` of the step -(change of delta) with the arm's own V, after the optimizer",
+        "near 0 for one-sided erase; Adam's scaling turns the update off the projected plane, so not 0",
+    ),
+    Column("modules_touched", "matrices whose gradient the intervention changed", "0 for `measure`, else most"),
+    Column("zero_variance_share", "share of groups with equal rewards, which teach nothing", "below 0.7"),
+    Column("truncation_share", "share of completions cut at max_new_tokens", "below 0.1"),
+    Column("entropy", "mean entropy of the next token, nats", "falls slowly; at 0 nothing is explored any more"),
+    Column("kl", "mean KL to the base per token; 0 where kl_beta is 0 and it is not computed", "small"),
+)
+
+# One row per completion, in the order it was sampled, before any filter.
+ROLLOUTS = (
+    Column("arm", "name in params.yaml"),
+    Column("seed", "training seed"),
+    Column("step", "optimizer step, from 0"),
+    Column("problem_id", "problem"),
+    Column("loophole", "loophole the problem is graded with"),
+    Column("token", "name that the prompt disclosed"),
+    Column("group", "index of the prompt within the step"),
+    Column("sample", "index of the completion within its group"),
+    Column("source", "student (sampled now) or teacher (from a cached pool)"),
+    Column("prompt", "text the model saw"),
+    Column("completion", "text the model wrote"),
+    Column("token_ids", "sampled token ids, never re-tokenised"),
+    Column("finish_reason", "stop (ended itself) or length (cut)"),
+    Column("reward", "sum of the parts", "null: kept out of baseline and update"),
+    Column("reward_format", "part of the reward for an answer that compiles"),
+    Column("reward_paid", "part of the reward for what the grader in use pays"),
+    Column("advantage", "reward - mean of its group"),
+    Column("paid", "correct or the loophole fires"),
+    Column("correct", "the hidden tests pass, decided outside the answer's process"),
+    Column("hacked", "paid and not correct"),
+    Column("attempted", "the loophole's construct is present"),
+    Column("format_ok", "there is a fenced block and it compiles"),
+    Column("weight", "factor of this completion in the update", "1; 0: kept out"),
+    Column("grader_error", "the sandbox's own fault, if any: no grade then, not a reward of 0", "empty"),
+)
+
+# The original's training table -> ours. Suffixes there: _s student rows, _t teacher rows.
+ORIGINAL = (
+    ("step", "step"),
+    ("ref_eq", "not kept; running sum of n"),
+    ("rew, rew_s", "reward"),
+    ("std, sprd", "not kept; spread of reward in rollouts.parquet, and zero_variance_share"),
+    ("N", "n"),
+    ("gt, gt_s", "correct"),
+    ("hack, hack_s", "hacked"),
+    ("gt_t, hack_t, cin_t", "no teacher rows here (rollouts.parquet: source)"),
+    ("loss", "loss"),
+    ("cin, cin_s, cos_pre", "alignment"),
+    ("cout, cos_post", "about 0 by identity after a one-sided projection; `leak` asks after the optimizer"),
+    ("fired", "modules_touched (a count there too, as a share of matrices)"),
+    ("gn", "grad_norm_before"),
+    ("lr", "constant: scales.<scale>.grpo.learning_rate"),
+    ("gen, fb, t_rew, sec", "times are no result: timings.parquet"),
+)
