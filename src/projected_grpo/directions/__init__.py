@@ -1,0 +1,1 @@
+"""Hack directions: extraction from contrastive pairs, controls, storage and the projection algebra."""

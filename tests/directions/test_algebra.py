@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from projected_grpo.directions.algebra import (
+    Gate,
+    alignment,
+    alignment_null,
+    cosine,
+    erase,
+    erase_all,
+    haar_basis,
+    hackward_coefficients,
+    removed_share,
+    total_norm,
+)
+
+GATES: tuple[Gate, ...] = ("one_sided", "both_sides", "reverse")
+TWO_AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+MIXED = torch.tensor([2.0, -3.0, 5.0])  # hack-ward along axis 0, away from it along axis 1
+
+
+def generator(seed: int) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def basis() -> Tensor:
+    return haar_basis(5, 24, generator(0))
+
+
+@pytest.fixture
+def gradients() -> Tensor:
+    """(100, 24), isotropic."""
+    return torch.randn(100, 24, generator=generator(1))
+
+
+@pytest.mark.parametrize(
+    ("gate", "taken", "left"),
+    [
+        ("one_sided", [2.0, 0.0], [0.0, -3.0, 5.0]),
+        ("both_sides", [2.0, -3.0], [0.0, 0.0, 5.0]),
+        ("reverse", [4.0, 0.0], [-2.0, -3.0, 5.0]),
+    ],
+)
+def test_what_each_gate_takes_and_leaves(gate: Gate, taken: list[float], left: list[float]) -> None:
+    assert hackward_coefficients(MIXED, TWO_AXES, gate).tolist() == taken
+    assert erase(MIXED, TWO_AXES, gate).tolist() == left
+
+
+def test_axes_that_are_no_unit_vectors_of_the_coordinates() -> None:
+    diagonal = torch.tensor([[0.6, 0.8]])
+    # V g = 5, so one_sided leaves nothing of (3, 4); (4, -3) is orthogonal; (-3, -4) points away.
+    assert erase(torch.tensor([3.0, 4.0]), diagonal, "one_sided").abs().max() < 1e-6
+    assert torch.allclose(erase(torch.tensor([4.0, -3.0]), diagonal, "both_sides"), torch.tensor([4.0, -3.0]))
+    assert torch.allclose(erase(torch.tensor([-3.0, -4.0]), diagonal, "one_sided"), torch.tensor([-3.0, -4.0]))
+    assert torch.allclose(erase(torch.tensor([3.0, 4.0]), diagonal, "reverse"), torch.tensor([-3.0, -4.0]))
+
+
+def test_both_sides_leaves_a_gradient_orthogonal_to_every_axis(basis: Tensor, gradients: Tensor) -> None:
+    for gradient in gradients:
+        assert (basis @ gradient).abs().max() > 0.1  # orthogonality is the projection's doing
+        assert (basis @ erase(gradient, basis, "both_sides")).abs().max() < 1e-5
+
+
+def test_one_sided_is_orthogonal_to_hackward_axes_and_leaves_the_others(basis: Tensor, gradients: Tensor) -> None:
+    for gradient in gradients:
+        before, after = basis @ gradient, basis @ erase(gradient, basis, "one_sided")
+        assert torch.allclose(after, before.clamp_max(0), atol=1e-5)
+
+
+def test_reverse_flips_the_hackward_sign_and_keeps_the_norm(basis: Tensor, gradients: Tensor) -> None:
+    for gradient in gradients:
+        flipped = erase(gradient, basis, "reverse")
+        assert torch.allclose(basis @ flipped, -(basis @ gradient).abs(), atol=1e-5)
+        assert float(flipped.norm()) == pytest.approx(float(gradient.norm()), rel=1e-5)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_what_lies_outside_the_axes_stays(gate: Gate, basis: Tensor, gradients: Tensor) -> None:
+    outside = gradients - gradients @ basis.T @ basis
+    for gradient, kept in zip(gradients, outside, strict=True):
+        erased = erase(gradient, basis, gate)
+        assert torch.allclose(erased - basis.T @ (basis @ erased), kept, atol=1e-5)
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_erasing_twice_is_erasing_once(gate: Gate, basis: Tensor, gradients: Tensor) -> None:
+    changed = 0
+    for gradient in gradients:
+        once = erase(gradient, basis, gate)
+        changed += not torch.allclose(once, gradient, atol=1e-2)
+        assert torch.allclose(erase(once, basis, gate), once, atol=1e-5)
+    assert changed > 90  # one in 2^5 has no hack-ward component at all
+
+
+def test_every_module_is_erased_along_its_own_axes() -> None:
+    gradients = {"a": MIXED, "b": MIXED}
+    bases = {"a": TWO_AXES, "b": torch.tensor([[0.0, 0.0, 1.0]]), "unused": TWO_AXES}
+    erased = erase_all(gradients, bases, "one_sided")
+    assert {name: vector.tolist() for name, vector in erased.items()} == {
+        "a": [0.0, -3.0, 5.0],
+        "b": [2.0, -3.0, 0.0],
+    }
+    assert MIXED.tolist() == [2.0, -3.0, 5.0]  # nothing is changed in place
+
+
+def test_a_module_without_axes_is_an_error() -> None:
+    with pytest.raises(KeyError, match="lonely"):
+        erase_all({"a": MIXED, "lonely": MIXED}, {"a": TWO_AXES}, "one_sided")
+
+
+def test_alignment_of_known_vectors() -> None:
+    bases = {"a": TWO_AXES, "b": TWO_AXES}
+    hackward, away, outside = torch.eye(3)[0], -torch.eye(3)[0], torch.eye(3)[2]
+    assert alignment({"a": hackward, "b": hackward}, bases) == pytest.approx(1.0)
+    assert alignment({"a": away, "b": outside}, bases) == 0.0
+    assert alignment({"a": hackward, "b": away}, bases) == pytest.approx(1 / math.sqrt(2))
+    assert alignment({"a": MIXED, "b": torch.zeros(3)}, bases) == pytest.approx(2 / math.sqrt(38))
+    assert alignment({"a": torch.zeros(3)}, bases) == 0.0
+
+
+def test_the_null_of_the_alignment_is_what_isotropic_gradients_have() -> None:
+    """As many axes as the micro model has; with few, the mean lies a little below the root of the mean square."""
+    shapes = [(8, 64), (8, 128), (3, 96)] * 8
+    bases = {str(i): haar_basis(k, r, generator(i)) for i, (k, r) in enumerate(shapes)}
+    draws = generator(99)
+    measured = [
+        alignment({name: torch.randn(basis.shape[1], generator=draws) for name, basis in bases.items()}, bases)
+        for _ in range(500)
+    ]
+    null = alignment_null(bases)
+    assert null == pytest.approx(math.sqrt(8 * 19 / (2 * 8 * 288)))
+    assert math.sqrt(sum(share**2 for share in measured) / len(measured)) == pytest.approx(null, rel=0.02)
+    assert sum(measured) / len(measured) == pytest.approx(null, rel=0.02)
+
+
+def test_cosine_over_all_modules_together() -> None:
+    left = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
+    assert cosine(left, left) == pytest.approx(1.0)
+    assert cosine(left, {"a": torch.tensor([-3.0, 0.0]), "b": torch.tensor([-4.0])}) == pytest.approx(-1.0)
+    assert cosine(left, {"a": torch.tensor([0.0, 7.0]), "b": torch.zeros(1)}) == 0.0
+    # 3 * 1 / (5 * 1): modules count by their size, no mean of cosines is taken
+    assert cosine(left, {"a": torch.tensor([1.0, 0.0]), "b": torch.zeros(1)}) == pytest.approx(0.6)
+    # A module of the right side alone takes no part.
+    assert cosine(left, {**left, "c": torch.tensor([100.0])}) == pytest.approx(1.0)
+    assert cosine({"a": torch.zeros(2)}, {"a": torch.ones(2)}) == 0.0
+
+
+def test_norm_and_removed_share() -> None:
+    before = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
+    assert total_norm(before) == pytest.approx(5.0)
+    assert removed_share(before, before) == 0.0
+    assert removed_share(before, {"a": torch.zeros(2), "b": torch.tensor([4.0])}) == pytest.approx(0.6)
+    assert removed_share(before, {"a": torch.tensor([-3.0, 0.0]), "b": before["b"]}) == pytest.approx(1.2)
+    assert removed_share({"a": torch.zeros(2)}, {"a": torch.zeros(2)}) == 0.0
+
+
+@pytest.mark.parametrize(("k", "r"), [(1, 1), (1, 32), (5, 24), (16, 16)])
+def test_haar_axes_are_orthonormal(k: int, r: int) -> None:
+    basis = haar_basis(k, r, generator(4))
+    assert basis.shape == (k, r)
+    assert basis.dtype == torch.float32
+    assert torch.allclose(basis @ basis.T, torch.eye(k), atol=1e-6)
+
+
+def test_haar_axes_are_a_function_of_the_generator() -> None:
+    assert torch.equal(haar_basis(3, 8, generator(5)), haar_basis(3, 8, generator(5)))
+    assert not torch.equal(haar_basis(3, 8, generator(5)), haar_basis(3, 8, generator(6)))
+
+
+def test_haar_axes_prefer_no_direction_and_no_sign() -> None:
+    """Every entry of a random frame has mean 0 and variance 1/r, and different entries are uncorrelated.
+
+    The last axis of a square frame is the one that a QR without sign correction would bias.
+    """
+    draws = generator(7)
+    frames = torch.stack([haar_basis(4, 4, draws) for _ in range(4000)])  # (draws, k, r)
+    assert frames.mean(0).abs().max() < 5 * 0.5 / math.sqrt(4000)
+    assert (frames.square().mean(0) - 0.25).abs().max() < 0.02
+    flat = frames.flatten(1)
+    covariance = flat.T @ flat / len(flat)
+    assert (covariance - torch.eye(16) / 4).abs().max() < 0.03
+
+
+def test_more_axes_than_dimensions_are_refused() -> None:
+    with pytest.raises(ValueError, match=r"k=5 axes do not fit in r=4 dimensions"):
+        haar_basis(5, 4, generator(0))

@@ -1,0 +1,112 @@
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from tiny_policy import SHIPPED, adapted, tiny_base
+
+from projected_grpo.directions.build import build_directions
+from projected_grpo.directions.extract import ExtractionOptions, extract_modules
+from projected_grpo.directions.store import load_direction, save_direction
+from projected_grpo.problems.pairs import Pair, dump_pairs, read_pairs, select
+from projected_grpo.settings.extract import ExtractSettings
+from projected_grpo.storage import sha256_file
+
+FILES = ("hack", "placebo", "random")
+TOKENS = 64
+
+
+def settings(direction_file: Path | None = None) -> ExtractSettings:
+    return ExtractSettings(
+        pairs="unused: the stage before has split them",
+        k_max=4,
+        bodies="both",
+        direction_file=None if direction_file is None else str(direction_file),
+    )
+
+
+def some(contrast: str, extract: int, heldout: int) -> list[Pair]:
+    rows = read_pairs(SHIPPED / "pairs.yaml")
+    return select(rows, contrast, "extract")[:extract] + select(rows, contrast, "heldout")[:heldout]
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
+    """base/ and pairs/ as the earlier stages leave them, small."""
+    folder = tmp_path_factory.mktemp("inputs")
+    tiny_base(tokenizer).save_pretrained(folder / "base")
+    tokenizer.save_pretrained(folder / "base")
+    (folder / "pairs").mkdir()
+    (folder / "pairs" / "hack.yaml").write_text(dump_pairs(some("hack", 6, 4)))
+    (folder / "pairs" / "placebo.yaml").write_text(dump_pairs(some("placebo", 6, 0)))
+    return folder
+
+
+def build(inputs: Path, target: Path, **changes: object) -> dict[str, dict[str, float]]:
+    return build_directions(settings(**changes), TOKENS, inputs / "base", inputs / "pairs", target)
+
+
+@pytest.fixture(scope="module")
+def built(inputs: Path) -> tuple[Path, dict[str, dict[str, float]]]:
+    return inputs / "directions", build(inputs, inputs / "directions")
+
+
+def test_three_directions_bound_to_base_and_pairs(inputs: Path, built) -> None:
+    folder, figures = built
+    assert {path.stem for path in folder.iterdir()} == set(figures) == set(FILES)
+    loaded = {name: load_direction(folder / f"{name}.safetensors") for name in FILES}
+    base = sha256_file(inputs / "base" / "model.safetensors")
+    for name, direction in loaded.items():
+        assert (direction.name, direction.base_hash, direction.k_max) == (name, base, 4)
+        assert set(direction.modules) == set(loaded["hack"].modules)
+    assert loaded["hack"].pairs_hash == sha256_file(inputs / "pairs" / "hack.yaml")
+    assert loaded["placebo"].pairs_hash == sha256_file(inputs / "pairs" / "placebo.yaml")
+    assert loaded["random"].pairs_hash == ""
+    # Of 4 held-out pairs; the others have none.
+    assert loaded["hack"].heldout_accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)
+    assert loaded["placebo"].heldout_accuracy == loaded["random"].heldout_accuracy == -1.0
+
+
+def test_held_out_pairs_take_no_part_in_the_axes(built, tokenizer) -> None:
+    stored = load_direction(built[0] / "hack.safetensors")
+    expected = extract_modules(
+        adapted(tiny_base(tokenizer)), tokenizer, some("hack", 6, 0), ExtractionOptions(4, TOKENS)
+    )
+    for name, module in expected.items():
+        assert torch.allclose(stored.modules[name].mean, module.mean, atol=1e-6)
+        assert torch.allclose(stored.modules[name].axes, module.axes, atol=1e-3)
+
+
+def test_the_controls_are_other_directions(built) -> None:
+    hack, placebo, random = (load_direction(built[0] / f"{name}.safetensors") for name in FILES)
+    for name, module in hack.modules.items():
+        for control in (placebo, random):
+            overlap = (module.axes[0] @ control.modules[name].axes[0]).abs()
+            assert float(overlap) < 0.99, (control.name, name)
+
+
+def test_extraction_is_reproducible_to_the_byte(inputs: Path, built, tmp_path: Path) -> None:
+    build(inputs, tmp_path / "again")
+    for name in FILES:
+        first, second = built[0] / f"{name}.safetensors", tmp_path / "again" / f"{name}.safetensors"
+        assert first.read_bytes() == second.read_bytes(), name
+
+
+def test_a_given_direction_takes_the_place_of_the_extracted_one(inputs: Path, built, tmp_path: Path) -> None:
+    given = dataclasses.replace(load_direction(built[0] / "placebo.safetensors"), heldout_accuracy=0.125)
+    save_direction(tmp_path / "mine.safetensors", given)
+    build(inputs, tmp_path / "out", direction_file=tmp_path / "mine.safetensors")
+    used = load_direction(tmp_path / "out" / "hack.safetensors")
+    assert used.heldout_accuracy == 0.125
+    for name, module in given.modules.items():
+        assert torch.equal(used.modules[name].axes, module.axes)
+
+
+def test_a_given_direction_of_another_base_is_refused_and_nothing_written(inputs: Path, built, tmp_path: Path) -> None:
+    foreign = dataclasses.replace(load_direction(built[0] / "hack.safetensors"), base_hash="0" * 64)
+    save_direction(tmp_path / "foreign.safetensors", foreign)
+    with pytest.raises(ValueError, match="was extracted from base 000000000000"):
+        build(inputs, tmp_path / "out", direction_file=tmp_path / "foreign.safetensors")
+    assert not (tmp_path / "out").exists()

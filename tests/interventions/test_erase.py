@@ -1,0 +1,137 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from torch import Tensor
+
+from projected_grpo.directions.algebra import Bases, alignment
+from projected_grpo.interventions import erase, measure
+from projected_grpo.interventions.erase import Erase
+from projected_grpo.settings.direction import DirectionSettings
+
+AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+GRADIENT = {"a": torch.tensor([2.0, -3.0, 5.0])}  # hack-ward along axis 0
+UPDATE = {"a": torch.tensor([-2.0, 3.0, 5.0])}  # optimizers move against gradients: hack-ward along axis 0, too
+
+
+@dataclasses.dataclass
+class Recorder:
+    """A source whose axes tell the step they were made for."""
+
+    steps: list[int] = dataclasses.field(default_factory=list)
+
+    def initial(self) -> Bases:
+        return {"a": AXES}
+
+    def refreshed(self, step: int) -> Bases:
+        self.steps.append(step)
+        return {"a": AXES * step}
+
+
+def settings(**changes: object) -> DirectionSettings:
+    fields = {"k": 2, "gate": "one_sided", "refresh_every": 0, "project": "gradient"}
+    return DirectionSettings(**{**fields, **changes})
+
+
+def made(**changes: object) -> Erase:
+    return Erase(settings(**changes), Recorder())
+
+
+def values(vectors: dict[str, Tensor]) -> list[float]:
+    return vectors["a"].tolist()
+
+
+GATES = {
+    "one_sided": ([0.0, -3.0, 5.0], [0.0, 3.0, 5.0]),
+    "both_sides": ([0.0, 0.0, 5.0], [0.0, 0.0, 5.0]),
+    "reverse": ([-2.0, -3.0, 5.0], [2.0, 3.0, 5.0]),
+}
+
+
+@pytest.mark.parametrize("project", ["gradient", "update", "both"])
+@pytest.mark.parametrize("gate", GATES)
+def test_gate_and_place_of_the_projection(gate: str, project: str) -> None:
+    arm = made(gate=gate, project=project)
+    gradient, update = GATES[gate]
+    assert values(arm.gradient(GRADIENT)) == (values(GRADIENT) if project == "update" else gradient)
+    assert values(arm.update(UPDATE)) == (values(UPDATE) if project == "gradient" else update)
+    assert values(GRADIENT) == [2.0, -3.0, 5.0]  # nothing is changed in place
+    assert values(UPDATE) == [-2.0, 3.0, 5.0]
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_for_plain_descent_it_does_not_matter_where_the_projection_stands(gate: str) -> None:
+    """update = -rate * gradient, so projecting either gives the same step; a wrong sign would not."""
+    arm = made(gate=gate, project="both")
+    rate = 0.5
+    stepped = {name: -rate * vector for name, vector in GRADIENT.items()}
+    assert values(arm.update(stepped)) == [-rate * x for x in values(arm.gradient(GRADIENT))]
+
+
+def test_an_update_that_is_not_projected_is_handed_back_as_it_is() -> None:
+    """The trainer writes parameters only where it gets another object back."""
+    assert made(project="gradient").update(UPDATE) is UPDATE
+    assert made(project="update").gradient(GRADIENT) is GRADIENT
+
+
+def test_negative_control_without_the_projection_the_gradient_is_not_orthogonal() -> None:
+    hackward = {"a": AXES}
+    off, on = measure.build(None, None), made()
+    assert alignment(off.gradient(GRADIENT), hackward) == pytest.approx(2 / 38**0.5)
+    assert alignment(on.gradient(GRADIENT), hackward) == 0.0
+
+
+def test_a_module_without_axes_is_an_error() -> None:
+    with pytest.raises(KeyError, match="lonely"):
+        made().gradient({**GRADIENT, "lonely": torch.ones(3)})
+    with pytest.raises(KeyError, match="lonely"):
+        made(project="update").update({**UPDATE, "lonely": torch.ones(3)})
+
+
+@pytest.mark.parametrize(("every", "expected"), [(0, []), (1, [1, 2, 3, 4, 5, 6]), (3, [3, 6]), (6, [6]), (7, [])])
+def test_axes_are_refreshed_every_n_steps_and_never_at_the_first(every: int, expected: list[int]) -> None:
+    source = Recorder()
+    arm = Erase(settings(refresh_every=every), source)
+    for step in range(7):
+        arm.start_step(step)
+    assert source.steps == expected
+    last = expected[-1] if expected else 1
+    assert torch.equal(arm.bases()["a"], AXES * last)  # and they are the ones in use
+
+
+def test_refreshed_axes_are_the_ones_that_are_erased() -> None:
+    class Turning(Recorder):
+        def refreshed(self, step: int) -> Bases:
+            del step
+            return {"a": torch.tensor([[0.0, 0.0, 1.0]])}
+
+    arm = Erase(settings(refresh_every=1), Turning())
+    assert values(arm.gradient(GRADIENT)) == [0.0, -3.0, 5.0]
+    arm.start_step(1)
+    assert values(arm.gradient(GRADIENT)) == [2.0, -3.0, 0.0]
+
+
+def test_a_resumed_arm_continues_with_the_axes_it_had() -> None:
+    arm = made(refresh_every=3)
+    for step in range(5):
+        arm.start_step(step)
+    state = {name: tensor.clone() for name, tensor in arm.state().items()}
+    source = Recorder()
+    resumed = Erase(settings(refresh_every=3), source)
+    assert not torch.equal(resumed.bases()["a"], arm.bases()["a"])
+    resumed.load_state(state)
+    resumed.start_step(5)
+    assert source.steps == []  # the checkpoint's axes are used, none are made
+    assert torch.equal(resumed.bases()["a"], arm.bases()["a"])
+    assert values(resumed.gradient(GRADIENT)) == values(arm.gradient(GRADIENT))
+
+
+def test_build_gives_the_arm_or_refuses() -> None:
+    arm = erase.build(settings(gate="both_sides"), Recorder())
+    assert values(arm.gradient(GRADIENT)) == [0.0, 0.0, 5.0]
+    with pytest.raises(ValueError, match="needs direction settings and a direction"):
+        erase.build(None, Recorder())
+    with pytest.raises(ValueError, match="needs direction settings and a direction"):
+        erase.build(settings(), None)
