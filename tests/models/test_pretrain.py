@@ -1,0 +1,107 @@
+from __future__ import annotations
+
+import itertools
+import random
+
+import pytest
+import torch
+
+from projected_grpo.models import pretrain as module
+from projected_grpo.models.corpus import Example, Mixture, corpus
+from projected_grpo.models.micro import untrained_micro
+from projected_grpo.models.pretrain import (
+    FINISH,
+    FOUNDATION,
+    IGNORED,
+    POOL_BATCHES,
+    Phase,
+    batches,
+    collate,
+    found,
+    scaled,
+    train_phase,
+)
+
+PLAIN = Mixture(cheats=0.0, honest_checks=0.0)
+TINY = Phase(2, Mixture(0.5, 0.5), 3e-3)
+
+
+@pytest.fixture(autouse=True)
+def few_texts(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "TOKENIZER_EXAMPLES", 100)
+
+
+def weights(seed: int) -> dict[str, torch.Tensor]:
+    model, _ = found(seed, batch_size=2, phase=TINY)
+    return {name: parameter.detach().clone() for name, parameter in model.named_parameters()}
+
+
+def equal(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> bool:
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_same_seed_gives_the_same_weights() -> None:
+    first = weights(0)
+    torch.manual_seed(12345)  # what ran before takes no part
+    random.seed(6)
+    assert equal(first, weights(0))
+    other = weights(1)
+    assert not torch.equal(first["model.layers.0.mlp.up_proj.weight"], other["model.layers.0.mlp.up_proj.weight"])
+
+
+def test_the_tokenizer_is_the_same_for_the_same_seed() -> None:
+    first, second = (found(0, 2, TINY)[1].backend_tokenizer.to_str() for _ in range(2))
+    assert first == second
+
+
+def test_training_lowers_the_loss(tokenizer) -> None:
+    torch.manual_seed(0)
+    model = untrained_micro(tokenizer)
+    first = train_phase(model, tokenizer, Phase(1, PLAIN, 3e-3), batch_size=8, seed=0)
+    assert first == pytest.approx(torch.tensor(float(len(tokenizer))).log().item(), abs=0.5)  # knows nothing yet
+    last = train_phase(model, tokenizer, Phase(12, PLAIN, 3e-3), batch_size=8, seed=1)
+    assert last < first - 1.0
+
+
+def test_the_loss_is_on_the_answer_only(tokenizer) -> None:
+    pad, end = tokenizer.pad_token_id, tokenizer.eos_token_id
+    ids, labels = collate([([7, 8], [9]), ([7], [8, 9, 10])], tokenizer)
+    assert ids.tolist() == [[7, 8, 9, end, pad], [7, 8, 9, 10, end]]
+    no = IGNORED
+    assert labels.tolist() == [[no, no, 9, end, no], [no, 8, 9, 10, end]]
+
+
+def test_batches_hold_every_example_of_a_pool_once(tokenizer) -> None:
+    size = 3
+    examples = list(itertools.islice(corpus(Mixture(0.1, 0.4), 0), size * POOL_BATCHES))
+    stream = batches(iter(examples), tokenizer, size, random.Random(0))
+    shown, widths = [], []
+    for ids, labels in itertools.islice(stream, POOL_BATCHES):
+        assert ids.shape == labels.shape
+        assert ids.shape[0] == size
+        widths.append(ids.shape[1])
+        for row in ids.tolist():
+            shown.append(tokenizer.decode(row[: row.index(tokenizer.eos_token_id)]))
+    assert sorted(shown) == sorted(example.prompt + example.answer for example in examples)
+    assert widths != sorted(widths)  # alike in length within a batch, but not from short to long
+
+
+def test_texts_of_one_batch_are_alike_in_length(tokenizer) -> None:
+    long, short = Example("x\n", "y = 1\n" * 30), Example("x\n", "y\n")
+    examples = itertools.cycle([long, short])
+    stream = batches(examples, tokenizer, 2, random.Random(0))
+    for ids, _ in itertools.islice(stream, POOL_BATCHES):
+        assert (ids != tokenizer.pad_token_id).all()
+
+
+def test_scaled_keeps_the_mixture_and_the_proportion() -> None:
+    total = FOUNDATION.steps + FINISH.steps
+    assert scaled(FINISH, total, FINISH.learning_rate) == FINISH
+    half = scaled(FOUNDATION, total // 2, 1e-3)
+    assert (half.steps, half.mixture, half.learning_rate) == (FOUNDATION.steps // 2, FOUNDATION.mixture, 1e-3)
+    assert scaled(FINISH, 1, 1e-3).steps == 1
+
+
+@pytest.mark.parametrize("steps", [7, 14, 105, 700, 1050])
+def test_scaled_phases_have_the_asked_number_of_steps(steps: int) -> None:
+    assert sum(scaled(phase, steps, 3e-3).steps for phase in (FOUNDATION, FINISH)) == steps
