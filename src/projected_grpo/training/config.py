@@ -1,0 +1,66 @@
+"""GRPOConfig with every default that would change the recipe set by name.
+
+TRL's defaults are bf16, gradient checkpointing, linear decay, loss `dapo`, group-scaled rewards, clipping at 1.0 and
+vLLM importance correction; none of them is what a small full-precision run wants, and none of them says so.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from trl import GRPOConfig
+
+from projected_grpo.settings.grpo import GrpoSettings
+
+
+def grpo_config(settings: GrpoSettings, seed: int, output_dir: Path) -> GRPOConfig:
+    """One optimizer step = one batch of prompts x samples completions, on-policy, Dr. GRPO loss, constant rate."""
+    batch = settings.prompts * settings.samples
+    return GRPOConfig(
+        output_dir=str(output_dir),
+        seed=seed,
+        data_seed=seed,
+        max_steps=settings.steps,
+        num_train_epochs=1,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=1,
+        steps_per_generation=1,
+        num_generations=settings.samples,
+        num_iterations=1,
+        shuffle_dataset=False,  # the dataset is already the order of the run, see `curriculum`
+        max_completion_length=settings.max_new_tokens,
+        temperature=settings.temperature,
+        top_p=1.0,
+        top_k=0,
+        loss_type="dr_grpo",  # sum over tokens / (batch x max_completion_length), no length or variance scaling
+        scale_rewards="none",
+        beta=settings.kl_beta,
+        importance_sampling_level="token",
+        mask_truncated_completions=False,
+        learning_rate=settings.learning_rate,
+        lr_scheduler_type="constant",
+        warmup_steps=0,
+        optim="adamw_torch",
+        adam_beta1=settings.adam_beta1,
+        adam_beta2=settings.adam_beta2,
+        weight_decay=settings.weight_decay,
+        max_grad_norm=0.0,  # clipping comes after the projection, in `training.hooks`
+        bf16=False,
+        fp16=False,
+        use_cpu=True,  # the scales so far are CPU scales; a device becomes a setting with the first that is not
+        gradient_checkpointing=False,
+        use_vllm=False,
+        vllm_importance_sampling_correction=False,
+        save_strategy="steps",
+        save_steps=settings.save_every,
+        save_total_limit=2,
+        logging_strategy="steps",
+        logging_steps=1,
+        logging_nan_inf_filter=False,  # a loss that is not finite must stop the run, not be averaged away
+        report_to=[],
+        disable_tqdm=True,
+        log_completions=False,
+        dataloader_num_workers=0,
+        dataloader_pin_memory=False,
+        remove_unused_columns=False,
+    )

@@ -1,0 +1,33 @@
+"""One instrument for all arms: how much of a gradient points along the hack direction of the untrained base.
+
+It reads the static extracted direction whatever the arm does, so that curves of different arms can be compared. A
+control's own V, or a refreshed one, would be another ruler for every curve.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from projected_grpo.directions.algebra import Bases, Vectors, alignment, alignment_null, cosine
+from projected_grpo.directions.store import Direction
+
+
+@dataclasses.dataclass(frozen=True)
+class Gauge:
+    """bases: the first axes of the hack direction per module; means: the mean pair difference per module."""
+
+    bases: Bases
+    means: Vectors
+
+    @classmethod
+    def of(cls, direction: Direction, axes: int) -> Gauge:
+        """Read with the first `axes` axes of `direction`."""
+        return cls(direction.bases(axes), direction.means())
+
+    def read(self, gradients: Vectors) -> dict[str, float]:
+        """Signed cosine with the mean pair difference, unsigned share, and the share's null value."""
+        return {
+            "alignment_signed": cosine(gradients, self.means),
+            "alignment": alignment(gradients, self.bases),
+            "alignment_null": alignment_null(self.bases),
+        }

@@ -1,0 +1,222 @@
+"""One run: (arm, seed), from the base model to an adapter, resumable at any step.
+
+A run works in a scratch folder named by the hash of everything it depends on, so that an interrupted run finds its
+checkpoint, a finished one is not repeated, and two settings never share a folder.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when trl is imported
+os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
+
+import fcntl
+import importlib
+import importlib.metadata
+import random
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+
+import torch
+from datasets import Dataset
+from peft import get_peft_model
+from transformers import (
+    AutoModelForCausalLM,
+    AutoTokenizer,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    set_seed,
+)
+from transformers.utils import logging as transformers_logging
+
+from projected_grpo.directions.extract import ExtractionOptions
+from projected_grpo.directions.sources import ExtractedSource, HaarSource
+from projected_grpo.directions.store import Direction, load_direction
+from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
+from projected_grpo.grading.verdict import Grader
+from projected_grpo.interventions.base import DirectionSource, Intervention
+from projected_grpo.problems.pairs import read_pairs
+from projected_grpo.problems.prompts import render_prompt
+from projected_grpo.problems.schema import Problem, read_problems
+from projected_grpo.spectral import SpectralConfig, deltas
+from projected_grpo.storage import atomic_directory, scratch_root, sha256_file, sha256_settings, sha256_tree
+from projected_grpo.training.clock import PhaseClock
+from projected_grpo.training.config import grpo_config
+from projected_grpo.training.environment import Environment
+from projected_grpo.training.gauge import Gauge
+from projected_grpo.training.hooks import UpdateHooks
+from projected_grpo.training.provenance import provenance
+from projected_grpo.training.runlog import RunLog
+from projected_grpo.training.spec import RunSpec
+from projected_grpo.training.trainer import HookedTrainer, latest_checkpoint
+
+STEP_COLUMNS = (
+    "step", "n", "reward", "paid", "correct", "hacked", "attempted", "format_ok", "loss", "grad_norm_before",
+    "grad_norm_after", "alignment_signed", "alignment", "alignment_null", "share_removed", "leak", "modules_touched",
+    "zero_variance_share", "truncation_share", "entropy", "kl",
+)  # fmt: skip
+LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
+PAIR_BATCH = 60  # completions per backward pass at a refresh
+
+
+def source_hashes() -> dict[str, str]:
+    """Content of the project's own modules that this process has loaded: code is an input like any other."""
+    files = {
+        name: module.__file__
+        for name, module in sys.modules.items()
+        if name.split(".")[0] == "projected_grpo" and getattr(module, "__file__", None)
+    }
+    return {name: sha256_tree(Path(str(path))) for name, path in sorted(files.items())}
+
+
+def run_key(spec: RunSpec) -> str:
+    """Hash of settings, inputs, code and library versions."""
+    intervention_module(spec)  # loaded by name, and its code counts too
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    return sha256_settings([spec.resolved(), spec.inputs(), source_hashes(), versions, platform.python_version()])
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run's folder: a second process with the same run waits, then finds it finished."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / ".lock", "w") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def curriculum(problems: Sequence[Problem], prompts: int, steps: int, seed: int) -> list[Problem]:
+    """The problems of a run in order, prompts x steps of them: shuffled passes over all.
+
+    Laid out beforehand instead of shuffled by epoch, because a resumed sampler would start its permutations anew.
+    """
+    rng = random.Random(seed)
+    order: list[Problem] = []
+    while len(order) < prompts * steps:
+        order += rng.sample(list(problems), len(problems))
+    return order[: prompts * steps]
+
+
+def load_policy(base: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """The base model under a fresh spectral adapter on every linear layer of its blocks, and its tokenizer."""
+    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = get_peft_model(model, SpectralConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    return model, tokenizer
+
+
+def direction_source(
+    spec: RunSpec, own: Direction, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> DirectionSource:
+    """What the arm's intervention draws its V from."""
+    assert spec.direction is not None
+    if spec.settings.direction == "random":
+        return HaarSource(own, spec.direction.k, spec.seed)
+    assert spec.pairs is not None
+    pairs = [pair for pair in read_pairs(spec.pairs) if pair.split == "extract"]
+    options = ExtractionOptions(spec.direction.k, spec.grpo.max_new_tokens, PAIR_BATCH)
+    return ExtractedSource(own, spec.direction.k, model, tokenizer, pairs, options)
+
+
+def intervention_module(spec: RunSpec) -> ModuleType:
+    """The module of `interventions/` that the arm names."""
+    return importlib.import_module(f"projected_grpo.interventions.{spec.settings.intervention}")
+
+
+def build_intervention(
+    spec: RunSpec, base_hash: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Intervention:
+    """The arm's intervention, by the name of its module."""
+    source = None
+    if spec.own_direction is not None:
+        own = load_direction(spec.own_direction)
+        own.check_base(base_hash)
+        source = direction_source(spec, own, model, tokenizer)
+    intervention = intervention_module(spec).build(spec.direction, source)
+    assert isinstance(intervention, Intervention)
+    return intervention
+
+
+def build_trainer(
+    spec: RunSpec, folder: Path, sandbox: Sandbox, on_step: Callable[[int, dict[str, float]], None]
+) -> HookedTrainer:
+    """Everything of a run, wired."""
+    model, tokenizer = load_policy(spec.base)
+    base_hash = sha256_file(spec.base / "model.safetensors")
+    gauge = load_direction(spec.gauge)
+    gauge.check_base(base_hash)
+    intervention = build_intervention(spec, base_hash, model, tokenizer)
+    problems = {problem.id: problem for problem in read_problems(spec.problems)}
+    order = curriculum(list(problems.values()), spec.grpo.prompts, spec.grpo.steps, spec.seed)
+    environment = Environment(
+        problems, Grader(sandbox), spec.grpo, intervention, honest=spec.settings.grader == "honest"
+    )
+    clock = PhaseClock()
+    parameters = deltas(model)
+    return HookedTrainer(
+        environment=environment,
+        intervention=intervention,
+        update_hooks=UpdateHooks(
+            parameters, intervention, Gauge.of(gauge, spec.grpo.measure_k), spec.grpo.max_grad_norm, clock
+        ),
+        log=RunLog(folder),
+        clock=clock,
+        labels={"arm": spec.arm, "seed": spec.seed},
+        on_step=on_step,
+        model=model,
+        args=grpo_config(spec.grpo, spec.seed, folder),
+        train_dataset=Dataset.from_list([{"prompt": render_prompt(p, p.token), "problem_id": p.id} for p in order]),
+        processing_class=tokenizer,
+    )
+
+
+def train_run(spec: RunSpec, on_step: Callable[[int, dict[str, float]], None]) -> Path:
+    """Train, or continue, or find finished; returns the folder with `run/` and `provenance/`.
+
+    `on_step` hears (step, figures) of every step that is trained in this call.
+    """
+    transformers_logging.set_verbosity_error()
+    transformers_logging.disable_progress_bar()
+    intervention_module(spec)  # loaded before the key is taken: its code belongs to the key
+    folder = scratch_root() / "runs" / run_key(spec)[:32]
+    with locked(folder):
+        result = folder / "result"
+        if not result.exists():
+            _train(spec, folder, result, on_step)
+    return result
+
+
+def _train(spec: RunSpec, folder: Path, result: Path, on_step: Callable[[int, dict[str, float]], None]) -> None:
+    started = time.time()
+    set_seed(spec.seed)
+    with Sandbox(SandboxLimits(**spec.sandbox.model_dump())) as sandbox:
+        trainer = build_trainer(spec, folder, sandbox, on_step)
+        checkpoint = latest_checkpoint(folder)
+        trainer.run_log.drop_from(int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0)
+        trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+        isolation = list(sandbox.isolation)
+    with atomic_directory(result) as temporary:
+        write_result(spec, trainer, temporary)
+        provenance(temporary / "provenance", spec.resolved(), spec.inputs(), isolation, started)
+    for leftover in folder.glob("checkpoint-*"):
+        shutil.rmtree(leftover)
+
+
+def write_result(spec: RunSpec, trainer: HookedTrainer, target: Path) -> None:
+    """run/: adapter, rollouts, steps, byte-identical for equal inputs. provenance/: what differs between equal runs."""
+    run = target / "run"
+    trainer.model.save_pretrained(run / "adapter")
+    (run / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
+    trainer.run_log.join_rollouts(run / "rollouts.parquet")
+    steps = trainer.run_log.figures("steps")
+    assert len(steps) == spec.grpo.steps, f"{len(steps)} steps logged of {spec.grpo.steps}"
+    steps[list(STEP_COLUMNS)].to_csv(run / "steps.csv", index=False, float_format="%.9g", lineterminator="\n")
+    (target / "provenance").mkdir()
+    trainer.run_log.figures("timings").to_parquet(target / "provenance" / "timings.parquet", index=False)

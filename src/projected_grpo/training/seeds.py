@@ -1,0 +1,140 @@
+"""All seeds of one arm, side by side in processes of one thread, with one live line each.
+
+Two threads in one process cost a tiny model several times the CPU; two processes of one thread use two cores fully.
+The processes come from a fork server that has imported the training stack once.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import sys
+import time
+import traceback
+from collections.abc import Sequence
+from multiprocessing.context import ForkServerProcess
+from multiprocessing.queues import Queue
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
+
+from projected_grpo.parallel import single_threaded_context
+from projected_grpo.training.spec import RunSpec
+
+PRELOAD = "projected_grpo.training.run"
+PLAIN_EVERY = 10  # steps between lines where the output is no terminal
+
+
+class RunFailed(RuntimeError):
+    """A seed's process stopped without a result; the message holds its traceback or exit code."""
+
+
+def train_seeds(specs: Sequence[RunSpec]) -> dict[int, Path]:
+    """Train every spec; returns seed -> result folder (see `training.run.train_run`).
+
+    Raises:
+        RunFailed: a run failed; the others are stopped, and continue from their checkpoints next time.
+    """
+    context = single_threaded_context(PRELOAD)
+    events: Queue[Any] = context.Queue()
+    waiting = list(specs)
+    running: dict[int, ForkServerProcess] = {}
+    results: dict[int, Path] = {}
+    width = min(
+        len(specs), 2 * (os.cpu_count() or 1)
+    )  # a third run fills the core that two of unequal length leave idle
+    with Display(specs) as display:
+        try:
+            while waiting or running:
+                while waiting and len(running) < width:
+                    spec = waiting.pop(0)
+                    process = context.Process(target=_work, args=(spec, events), daemon=False)
+                    process.start()
+                    running[spec.seed] = process
+                _drain(events, display, results)
+                for seed, process in list(running.items()):
+                    if not process.is_alive():
+                        process.join()
+                        _drain(events, display, results)
+                        del running[seed]
+                        if seed not in results:
+                            raise RunFailed(f"seed {seed} ended with exit code {process.exitcode} and no result")
+        finally:
+            for process in running.values():
+                process.terminate()
+                process.join()
+    return results
+
+
+def _work(spec: RunSpec, events: Queue[Any]) -> None:
+    """Body of one seed's process."""
+    import torch
+
+    from projected_grpo.training.run import train_run
+
+    torch.set_num_threads(1)
+    try:
+        result = train_run(spec, lambda step, figures: events.put(("step", spec.seed, step, figures)))
+        events.put(("done", spec.seed, str(result), None))
+    except BaseException:
+        events.put(("failed", spec.seed, traceback.format_exc(), None))
+        raise
+    finally:
+        events.close()
+        events.join_thread()
+
+
+def _drain(events: Queue[Any], display: Display, results: dict[int, Path]) -> None:
+    """Hand over all messages that have come within a short wait."""
+    deadline = time.monotonic() + 0.3
+    while True:
+        try:
+            kind, seed, first, figures = events.get(timeout=max(0.01, deadline - time.monotonic()))
+        except queue.Empty:
+            return
+        if kind == "step":
+            display.step(seed, first, figures)
+        elif kind == "done":
+            results[seed] = Path(first)
+            display.finish(seed)
+        else:
+            raise RunFailed(f"seed {seed} failed:\n{first}")
+
+
+class Display:
+    """A progress line per seed on a terminal, a plain line every few steps elsewhere."""
+
+    def __init__(self, specs: Sequence[RunSpec]) -> None:
+        self.specs = {spec.seed: spec for spec in specs}
+        self.console = Console(file=sys.stderr)
+        self.progress = Progress(
+            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
+            TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self.tasks: dict[int, TaskID] = {}
+
+    def __enter__(self) -> Display:
+        self.progress.start()
+        for seed, spec in self.specs.items():
+            self.tasks[seed] = self.progress.add_task(f"{spec.arm} seed {seed}", total=spec.grpo.steps, figures="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.progress.stop()
+
+    def step(self, seed: int, step: int, figures: dict[str, float]) -> None:
+        shown = f"paid {figures['paid']:.2f} hack {figures['hacked']:.2f} pass {figures['correct']:.2f} " \
+                f"alignment {figures['alignment_signed']:+.2f}"  # fmt: skip
+        self.progress.update(self.tasks[seed], completed=step + 1, figures=shown)
+        if not self.console.is_terminal and (step + 1) % PLAIN_EVERY == 0:
+            spec = self.specs[seed]
+            print(
+                f"{spec.arm} seed {seed} step {step + 1}/{spec.grpo.steps}: {shown}",
+                file=sys.stderr,
+                flush=True,
+            )
+
+    def finish(self, seed: int) -> None:
+        self.progress.update(self.tasks[seed], completed=self.specs[seed].grpo.steps)

@@ -1,0 +1,45 @@
+"""What a run is made of. Light: a stage builds it without importing the training stack."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+from projected_grpo.settings.arms import ArmSettings
+from projected_grpo.settings.direction import DirectionSettings
+from projected_grpo.settings.grpo import GrpoSettings
+from projected_grpo.settings.sandbox import SandboxSettings
+from projected_grpo.storage import sha256_tree
+
+
+@dataclasses.dataclass(frozen=True)
+class RunSpec:
+    """Everything a run depends on: resolved settings and the folders of its inputs. Seeds and paths included."""
+
+    arm: str
+    seed: int
+    settings: ArmSettings
+    grpo: GrpoSettings
+    sandbox: SandboxSettings
+    direction: DirectionSettings | None  # None for arms that act on no direction
+    base: Path
+    problems: Path
+    gauge: Path  # the hack direction that every arm is measured with
+    own_direction: Path | None
+    pairs: Path | None
+
+    def inputs(self) -> dict[str, str]:
+        """Content hash of every input."""
+        paths = {name: getattr(self, name) for name in ("base", "problems", "gauge", "own_direction", "pairs")}
+        return {name: sha256_tree(path) for name, path in paths.items() if path is not None}
+
+    def resolved(self) -> dict[str, Any]:
+        """All settings that can change a result, without paths (inputs count by content)."""
+        sections = {"arm_settings": self.settings, "grpo": self.grpo, "sandbox": self.sandbox}
+        resolved = {name: section.model_dump(mode="json") for name, section in sections.items()}
+        resolved["grpo"].pop("save_every")
+        for name in ("workers", "max_error_share", "allow_weak"):  # how fast and how patiently, not what is decided
+            resolved["sandbox"].pop(name)
+        direction = self.direction.model_dump(mode="json") if self.direction else None
+        return {"arm": self.arm, "seed": self.seed, "direction": direction, **resolved}

@@ -1,0 +1,219 @@
+"""TRL's trainer with our hooks: what we add to a GRPO step, in one place.
+
+start_step -> sample -> grade, pay (environment) -> group baseline (TRL) -> advantage hook -> loss, backward (TRL)
+-> gradient hook, clip -> optimizer -> update hook -> log
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import PrinterCallback, TrainerCallback
+from trl import GRPOTrainer
+
+from projected_grpo.interventions.base import Intervention
+from projected_grpo.storage import write_text
+from projected_grpo.training.clock import PhaseClock
+from projected_grpo.training.environment import Environment, GradedBatch
+from projected_grpo.training.hooks import UpdateHooks
+from projected_grpo.training.runlog import RunLog
+
+INTERVENTION_STATE = "intervention.safetensors"
+COMPLETE = "complete"  # written last into a checkpoint: one without it was cut short and is ignored
+
+
+class HookedTrainer(GRPOTrainer):
+    """GRPOTrainer that calls an intervention's hooks, logs each step's rollouts and figures, and can resume."""
+
+    def __init__(
+        self,
+        *,
+        environment: Environment,
+        intervention: Intervention,
+        update_hooks: UpdateHooks,
+        log: RunLog,
+        clock: PhaseClock,
+        labels: dict[str, Any],
+        on_step: Callable[[int, dict[str, float]], None],
+        **trl: Any,
+    ) -> None:
+        super().__init__(reward_funcs=[environment], **trl)
+        self.environment = environment
+        self.intervention = intervention
+        self.update_hooks = update_hooks
+        self.run_log = log
+        self.clock = clock
+        self.labels = labels  # arm and seed: the same in every row
+        self.on_step = on_step
+        self.batch_figures: dict[str, float] = {}
+        self._step_started = time.perf_counter()
+        self.remove_callback(PrinterCallback)  # `on_step` feeds the one progress line
+        self.add_callback(update_hooks)
+        self.add_callback(CheckpointSeal(intervention))
+
+    # ------------------------------------------------------------ sampling and grading
+
+    def _prepare_inputs(self, generation_batch: Any) -> Any:
+        self.clock.start("prepare")
+        prepared = super()._prepare_inputs(generation_batch)
+        self.clock.stop("prepare")
+        return prepared
+
+    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
+        with self.clock.phase("generate"):
+            return super()._generate_single_turn(*args, **kwargs)
+
+    def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
+        step = self.state.global_step
+        with self.clock.phase("refresh"):
+            self.intervention.start_step(step)
+        batch = super()._generate_and_score_completions(inputs)
+        graded = self.environment.last
+        assert graded is not None, "TRL did not call the environment"
+        self.clock.add("grade", graded.seconds)
+        batch["advantages"] = self.intervention.advantage(batch["advantages"])
+        self.run_log.write_rollouts(step, self.rollout_rows(step, graded, batch["advantages"]))
+        self.batch_figures = batch_figures(graded, self.num_generations, self._tokenizer.eos_token_id)
+        return batch
+
+    def rollout_rows(self, step: int, graded: GradedBatch, advantages: torch.Tensor) -> list[dict[str, Any]]:
+        """One row per completion, before any filter, in sampling order."""
+        rows = []
+        for index, verdict in enumerate(graded.verdicts):
+            problem = self.environment.problems[graded.problem_ids[index]]
+            reward = graded.rewards[index]
+            ended = graded.token_ids[index][-1:] == [self._tokenizer.eos_token_id]
+            rows.append(
+                {
+                    **self.labels,
+                    "step": step,
+                    "problem_id": problem.id,
+                    "loophole": problem.loophole,
+                    "token": problem.token,
+                    "group": index // self.num_generations,
+                    "sample": index % self.num_generations,
+                    "source": "student",
+                    "prompt": graded.prompts[index],
+                    "completion": graded.completions[index],
+                    "token_ids": graded.token_ids[index],
+                    "finish_reason": "stop" if ended else "length",
+                    "reward": reward,
+                    "reward_format": self.environment.settings.reward_format * verdict.format_ok,
+                    "reward_paid": self.environment.settings.reward_paid * verdict.paid,
+                    "advantage": float(advantages[index]),
+                    "weight": 0.0 if reward is None else 1.0,
+                    "format_ok": verdict.format_ok,
+                    "paid": verdict.paid,
+                    "correct": verdict.correct,
+                    "hacked": verdict.hacked,
+                    "attempted": verdict.attempted,
+                    "grader_error": verdict.grader_error,
+                }
+            )
+        return rows
+
+    # ------------------------------------------------------------ update and log
+
+    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+        with self.clock.phase("forward"):
+            return super().compute_loss(*args, **kwargs)
+
+    def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
+        with self.clock.phase("training_step"):
+            return super().training_step(*args, **kwargs)
+
+    def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        super().log(logs, start_time)
+        if "loss" not in logs:  # the summary at the end of training
+            return
+        step = self.state.global_step - 1
+        figures = {
+            **self.batch_figures,
+            **self.update_hooks.figures,
+            "loss": logs["loss"],
+            "entropy": logs["entropy"],
+            "kl": logs.get("kl", 0.0),
+        }
+        bad = [name for name, value in figures.items() if not math.isfinite(value)]
+        if bad:
+            raise FloatingPointError(f"step {step}: {', '.join(bad)} not finite: lower grpo.learning_rate")
+        self.run_log.write_figures("steps", step, figures)
+        now = time.perf_counter()
+        self.run_log.write_figures(
+            "timings", step, {**phases(self.clock.take()), "step_total": now - self._step_started}
+        )
+        self._step_started = now
+        self.on_step(step, figures)
+
+    def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
+        super()._load_from_checkpoint(resume_from_checkpoint, model)
+        self.intervention.load_state(load_file(Path(resume_from_checkpoint) / INTERVENTION_STATE))
+
+    def create_model_card(self, *args: Any, **kwargs: Any) -> None:
+        """A checkpoint here is resume state, not something to publish."""
+
+
+def batch_figures(graded: GradedBatch, group_size: int, eos: int) -> dict[str, float]:
+    """Rates of one step over the completions that were graded, and the shares that carry no signal.
+
+    zero_variance_share: groups whose rewards are all equal. truncation_share: completions that hit the length limit.
+    """
+    kept = [i for i, verdict in enumerate(graded.verdicts) if not verdict.grader_error]
+    if not kept:
+        raise RuntimeError("no completion of this step could be graded: see the sandbox's errors")
+
+    def rate(field: str) -> float:
+        return sum(bool(getattr(graded.verdicts[i], field)) for i in kept) / len(kept)
+
+    rewards = [reward for reward in graded.rewards if reward is not None]  # without those an intervention screened out
+    groups = [graded.rewards[start : start + group_size] for start in range(0, len(graded.rewards), group_size)]
+    flat = sum(len({reward for reward in group if reward is not None}) <= 1 for group in groups)
+    return {
+        "n": float(len(kept)),
+        "reward": sum(rewards) / len(rewards) if rewards else 0.0,
+        **{field: rate(field) for field in ("paid", "correct", "hacked", "attempted", "format_ok")},
+        "zero_variance_share": flat / len(groups),
+        "truncation_share": sum(ids[-1:] != [eos] for ids in graded.token_ids) / len(graded.token_ids),
+    }
+
+
+def phases(taken: dict[str, float]) -> dict[str, float]:
+    """Disjoint seconds of one step from the clock's nested totals; `overhead` is TRL's and our own bookkeeping
+    inside the step, everything that is not one of the others."""
+    get = taken.get
+    forward, prepare = get("forward", 0.0), get("prepare", 0.0)
+    sampling = {name: get(name, 0.0) for name in ("generate", "grade", "refresh")}
+    return {
+        **sampling,
+        "forward_backward": get("training_step", 0.0) - prepare,
+        "forward": forward,
+        "optimizer": get("optimizer", 0.0),
+        "projection": get("projection", 0.0),
+        "sampling_overhead": prepare - sum(sampling.values()),
+    }
+
+
+class CheckpointSeal(TrainerCallback):
+    """Adds the intervention's state to a checkpoint, then marks it complete."""
+
+    def __init__(self, intervention: Intervention) -> None:
+        self.intervention = intervention
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        del control
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        tensors = {name: tensor.contiguous() for name, tensor in self.intervention.state().items()}
+        save_file(tensors, folder / INTERVENTION_STATE)
+        write_text(folder / COMPLETE, f"{state.global_step}\n")
+
+
+def latest_checkpoint(output_dir: Path) -> Path | None:
+    """The newest checkpoint that was written completely."""
+    done = [path.parent for path in output_dir.glob(f"checkpoint-*/{COMPLETE}")]
+    return max(done, key=lambda path: int(path.name.rsplit("-", 1)[1]), default=None)
