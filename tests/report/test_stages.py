@@ -1,0 +1,131 @@
+"""The stages `evaluate` and `compare` as scripts, in a folder of their own."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import math
+from pathlib import Path
+from types import ModuleType
+
+import pandas as pd
+import pytest
+
+STAGES = Path(__file__).parents[2] / "stages"
+PARAMS = """
+method: projected
+comparison:
+  treatment: projected
+  reference: vanilla
+  controls: [random, placebo]
+  honest: rl_baseline
+  confidence: 0.95
+"""
+
+
+pytestmark = pytest.mark.usefixtures("workspace")
+
+
+def load(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(f"stage_{name}", STAGES / f"{name}.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Path, world) -> Path:
+    for arm, samples in world.items():
+        folder = tmp_path / "data" / "graded" / arm
+        folder.mkdir(parents=True)
+        samples.to_parquet(folder / "samples.parquet")
+    (tmp_path / "data" / "runs").symlink_to(runs)
+    (tmp_path / "params.yaml").write_text(PARAMS)
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def test_evaluate_writes_the_nine_keys_of_the_chosen_method(results, capsys):
+    assert load("evaluate").main() == 0
+    assert json.loads(Path("metrics/eval.json").read_text()) == results["projected"].rates.headline()
+    assert "projected: hack " in capsys.readouterr().out
+
+
+def test_evaluate_needs_no_arm_but_its_own():
+    for arm in ("vanilla", "random", "placebo", "rl_baseline", "base"):
+        Path("data/graded", arm, "samples.parquet").unlink()
+    assert load("evaluate").main() == 0
+
+
+def test_a_refusal_says_why_and_leaves_the_old_metrics(capsys):
+    Path("metrics").mkdir()
+    Path("metrics/eval.json").write_text("old")
+    Path("data/graded/projected/samples.parquet").unlink()
+    assert load("evaluate").main() == 1
+    assert Path("metrics/eval.json").read_text() == "old"
+    assert "arm 'projected' must be sampled and graded" in capsys.readouterr().err
+
+
+def test_compare_writes_all_its_outs_and_prints_the_verdict(results, cast, capsys):
+    assert load("compare").main() == 0
+    written = json.loads(Path("metrics/compare.json").read_text())
+    assert written["arms"] == {arm: results[arm].rates.row() for arm in cast}
+    assert list(written["arms"]) == sorted(written["arms"])
+    assert set(written["h1"]) == {
+        "verdict",
+        "intact",
+        "drop_pp",
+        "drop_ci_low",
+        "drop_ci_high",
+        "pass_change_pp",
+        "control_name",
+        "control_drop_pp",
+    }
+    assert written["h1"]["verdict"] == "supported"
+    numbers = [value for arm in written["arms"].values() for value in arm.values()]
+    assert all(math.isfinite(value) for value in numbers)
+    assert sorted(path.name for path in Path("plots").iterdir()) == [
+        "alignment.csv",
+        "alignment.png",
+        "arms.csv",
+        "arms.md",
+        "arms.png",
+        "seeds.csv",
+        "training.csv",
+        "training.png",
+    ]
+    curves = pd.read_csv("plots/training.csv")
+    assert list(curves["arm"].unique()) == [arm for arm in cast if arm != "base"]
+    assert len(curves) == 5 * 40
+    assert "H1 supported: against vanilla, projected lowers" in capsys.readouterr().out.replace("\n", " ")
+
+
+def test_compare_writes_the_same_bytes_again():
+    def outs() -> dict[str, bytes]:
+        paths = [Path("metrics/compare.json"), *Path("plots").iterdir()]
+        return {str(path): path.read_bytes() for path in paths}
+
+    stage = load("compare")
+    assert stage.main() == 0
+    first = outs()
+    assert stage.main() == 0
+    assert outs() == first
+
+
+@pytest.mark.parametrize("arm", ["projected", "rl_baseline", "base"])
+def test_compare_refuses_unequal_seeds_before_it_writes_anything(capsys, arm):
+    path = Path("data/graded", arm, "samples.parquet")
+    samples = pd.read_parquet(path)
+    samples[samples["seed"] != 3].to_parquet(path)
+    assert load("compare").main() == 1
+    assert f"vanilla: 1, 2, 3; {arm}: 1, 2" in capsys.readouterr().err
+    assert not Path("metrics").exists()
+    assert not Path("plots").exists()
+
+
+def test_compare_ignores_runs_that_are_not_named():
+    Path("data/graded/stale").mkdir()
+    Path("data/graded/stale/samples.parquet").write_bytes(b"not parquet")
+    assert load("compare").main() == 0
