@@ -1,0 +1,53 @@
+"""Stage `grade`: verdicts, labels and hack types of one arm's evaluation samples and training rollouts."""
+
+import argparse
+import sys
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from projected_grpo.errors import exit_status
+from projected_grpo.grading.records import grade_samples, label_rollouts
+from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
+from projected_grpo.grading.verdict import Grader
+from projected_grpo.problems.schema import Problem, read_problems
+from projected_grpo.settings.loader import read_params, section
+from projected_grpo.settings.sandbox import SandboxSettings
+from projected_grpo.settings.seeds import Seeds
+from projected_grpo.storage import atomic_directory
+
+UNTRAINED = "base"
+
+
+def problems_of(split: str) -> dict[str, Problem]:
+    return {problem.id: problem for problem in read_problems(Path(f"data/problems/{split}.jsonl"))}
+
+
+def rollouts(arm: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+    paths = [f"data/runs/{arm}/{seed}/rollouts.parquet" for seed in seeds]
+    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--arm", required=True)
+    arm = parser.parse_args().arm
+    params = read_params()
+    limits = SandboxLimits(**section(params, "sandbox", SandboxSettings).model_dump())
+    seeds = section(params, "seeds", Seeds).root
+    samples = pq.read_table(f"data/samples/{arm}/samples.parquet").to_pylist()
+    with Sandbox(limits) as sandbox:
+        graded = grade_samples(samples, problems_of("test"), Grader(sandbox))
+    with atomic_directory(f"data/graded/{arm}") as folder:
+        pq.write_table(pa.Table.from_pylist(graded), folder / "samples.parquet")
+        if arm != UNTRAINED:
+            labelled = label_rollouts(rollouts(arm, seeds), problems_of("train"))
+            pq.write_table(pa.Table.from_pylist(labelled), folder / "rollouts.parquet")
+    hacked, correct = (sum(row[key] for row in graded) / len(graded) for key in ("hacked", "correct"))
+    print(f"{arm}: {len(graded)} samples, hack {hacked:.3f}, pass {correct:.3f}")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

@@ -1,0 +1,43 @@
+"""A scratch copy of the pipeline in which every stage is up to date."""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from scratch_lab import copy_pipeline, record_as_done
+
+KEPT = (
+    "src",
+    "data",
+    "metrics",
+    "plots",
+    "dvc.yaml",
+    "dvc.lock",
+    "params.yaml",
+    "requirements-training.lock",
+)
+
+
+@pytest.fixture(scope="session")
+def done_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = copy_pipeline(tmp_path_factory.mktemp("lab") / "lab")
+    record_as_done(root)
+    return root
+
+
+@pytest.fixture
+def lab(done_lab: Path) -> Iterator[Path]:
+    """The copy, put back to what it was after the test."""
+    before = contents(done_lab)
+    yield done_lab
+    for path in contents(done_lab).keys() - before.keys():
+        path.unlink()
+    for path, content in before.items():
+        if not path.exists() or path.read_bytes() != content:
+            path.write_bytes(content)
+
+
+def contents(root: Path) -> dict[Path, bytes]:
+    """Every file that a test or a stage may touch."""
+    files = [path for name in KEPT for path in ((root / name).rglob("*") if (root / name).is_dir() else [root / name])]
+    return {path: path.read_bytes() for path in files if path.is_file()}
