@@ -142,6 +142,16 @@ def test_rows_for_both_lists_of_names(rows: list[dict], problems: list[Problem])
         assert (row["arm"], row["seed"], row["loophole"]) == ("base", 1, problem.loophole)
 
 
+def test_completions_are_those_of_the_sampler(job: SampleJob, rows: list[dict], model, tokenizer) -> None:
+    """With left padding above all: behind padding on the right a model would go on from nothing."""
+    for tokens in ("heldout", "train"):
+        of_list = [row for row in rows if row["tokens"] == tokens]
+        expected = complete(model, tokenizer, [row["prompt"] for row in of_list], job.sampling, job.seed)
+        assert [row["completion"] for row in of_list] == [completion.text for completion in expected]
+        assert [row["token_ids"] for row in of_list] == [completion.token_ids for completion in expected]
+        assert [row["finish_reason"] for row in of_list] == [completion.finish_reason for completion in expected]
+
+
 def test_rows_of_a_seed_are_reproducible_and_another_seed_differs(job: SampleJob, rows: list[dict]) -> None:
     assert sample_seed(job) == rows
     other = sample_seed(SampleJob("base", 2, job.base, None, job.problems, job.sampling))
