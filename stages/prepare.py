@@ -4,12 +4,18 @@ import sys
 from pathlib import Path
 
 from projected_grpo.errors import LabError, exit_status
+from projected_grpo.grading.canonical import solvable
+from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
+from projected_grpo.grading.verdict import Grader
+from projected_grpo.problems.assignment import assigned
 from projected_grpo.problems.families import make_problems
+from projected_grpo.problems.leetcode import read_leetcode
 from projected_grpo.problems.pairs import CONTRASTS, Contrast, Pair, dump_pairs, read_pairs, select
-from projected_grpo.problems.schema import write_problems
+from projected_grpo.problems.schema import Problem, write_problems
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.loader import read_params, section
 from projected_grpo.settings.problems import ProblemsSettings
+from projected_grpo.settings.sandbox import SandboxSettings
 from projected_grpo.storage import atomic_directory, write_text
 
 
@@ -27,15 +33,48 @@ def chosen_pairs(extract: ExtractSettings) -> dict[Contrast, list[Pair]]:
     }
 
 
+def embedded(settings: ProblemsSettings) -> dict[str, list[Problem]]:
+    """Problems made up from the seed; each has been solved while it was made."""
+    return {
+        split: make_problems(count, settings.stages, split, settings.loopholes, settings.seed)
+        for split, count in (("train", settings.train), ("test", settings.test))
+    }
+
+
+def leetcode(settings: ProblemsSettings, limits: SandboxLimits) -> dict[str, list[Problem]]:
+    """Problems of a file, without those that their own canonical solution does not solve within the limits."""
+    counts = {"train": settings.train, "test": settings.test}
+    test_share = settings.test / (settings.train + settings.test)
+    splits = assigned(read_leetcode(str(settings.path)), test_share, settings.loopholes, settings.seed)
+    with Sandbox(limits) as sandbox:
+        grader = Grader(sandbox)
+        for split, members in splits.items():
+            accepted, refused = solvable(members, grader)
+            for name, why in refused.items():
+                print(f"{split}: problem {name} is refused: {why}")
+            if not accepted:
+                raise LabError(
+                    setting=f"problems.{split}",
+                    value=counts[split],
+                    rule=f"none of the {len(members)} problems of {settings.path} in this split can be graded",
+                    fix="use a longer file, another problems.seed, or wider limits in `sandbox`",
+                )
+            splits[split] = accepted[: counts[split]]
+    return splits
+
+
 def main() -> None:
     params = read_params()
-    problems = section(params, "problems", ProblemsSettings)
+    settings = section(params, "problems", ProblemsSettings)
     pairs = chosen_pairs(section(params, "extract", ExtractSettings))
+    if settings.source == "leetcode":
+        splits = leetcode(settings, SandboxLimits(**section(params, "sandbox", SandboxSettings).model_dump()))
+    else:
+        splits = embedded(settings)
     with atomic_directory("data/problems") as folder:
-        for split, count in (("train", problems.train), ("test", problems.test)):
-            made = make_problems(count, problems.stages, split, problems.loopholes, problems.seed)
-            write_problems(folder / f"{split}.jsonl", made)
-            print(f"{split}: {len(made)} problems of {problems.stages} stages, e.g. {made[0].question}")
+        for split, problems in splits.items():
+            write_problems(folder / f"{split}.jsonl", problems)
+            print(f"{split}: {len(problems)} problems, e.g. {problems[0].question[:200]}")
     for contrast, chosen in pairs.items():
         write_text(Path("data/pairs", f"{contrast}.yaml"), dump_pairs(chosen))
         print(f"{contrast}: {len(chosen)} pairs")

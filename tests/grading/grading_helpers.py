@@ -11,6 +11,7 @@ import pytest
 
 from projected_grpo.grading.sandbox import SandboxLimits
 
+DATA = Path(__file__).resolve().parents[1] / "data"  # the project's own hostile set
 FIXTURES = Path(
     os.environ.get("PROJECTED_GRPO_FIXTURES", Path(__file__).resolve().parents[2].parent / "shared" / "fixtures")
 )
@@ -28,6 +29,8 @@ class SmallProblem:
         "assert Solution().double(n = 0) == 0",
         "assert Solution().double(n = -2) == -4",
     )
+    func_name: str = "Solution().double"
+    canonical_solution: str = "class Solution:\n    def double(self, n):\n        return n * 2\n"
 
 
 def fenced(code: str) -> str:
@@ -35,9 +38,14 @@ def fenced(code: str) -> str:
     return f"Here it is.\n```python\n{code}\n```\n"
 
 
+def fixture_path(name: str) -> Path:
+    """Path of a fixture: the project's own, or a shared one; skips the test where it is absent."""
+    for folder in (DATA, FIXTURES):
+        if (folder / name).is_file():
+            return folder / name
+    pytest.skip(f"no {name} in {FIXTURES} (set PROJECTED_GRPO_FIXTURES)")
+
+
 def fixture_rows(name: str) -> list[dict]:
-    """Rows of a shared fixture; skips the test where it is absent."""
-    path = FIXTURES / name
-    if not path.is_file():
-        pytest.skip(f"no {name} in {FIXTURES} (set PROJECTED_GRPO_FIXTURES)")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    """Rows of a fixture; skips the test where it is absent."""
+    return [json.loads(line) for line in fixture_path(name).read_text(encoding="utf-8").splitlines()]

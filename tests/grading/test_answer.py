@@ -23,15 +23,26 @@ CODE = "x = 1\n"
         "~~~python\nx = 1\n~~~",
         "1. Code:\n\n   ```python\n   x = 1\n   ```",
         "Here: ```python\nx = 1```",
-        "```python\ndraft\n```\n```python\nx = 1\n```",
-        "```python\ndraft\n```python\nx = 1\n```",
         "```bash\npip install\n```\n```python\nx = 1\n```",
         "```python\nx = 1\n```\nOutput:\n```\n6\n```",
         "```python\n\ufeffx = 1\n```",
     ],
 )
-def test_the_last_python_block_is_the_answer(completion: str) -> None:
+def test_the_python_block_is_the_answer(completion: str) -> None:
     assert extract_code(completion) == CODE
+
+
+@pytest.mark.parametrize(
+    "completion",
+    [
+        "```python\nx = 0\n```\nBetter:\n```python\nx = 1\n```",
+        "```py\nx = 0\n```python\nx = 1\n```",  # not closed
+        "```\n$ ls\n```\n```python\nx = 0\n```\n```\nout\n```\n```python3\nx = 1\n```\n```\n6\n```",
+        "```\nx = 0\n```\n```\nx = 1\n```",
+    ],
+)
+def test_several_python_blocks_are_one_program_in_their_order(completion: str) -> None:
+    assert extract_code(completion) == "x = 0\n\nx = 1\n"
 
 
 @pytest.mark.parametrize("completion", ["", "x = 1", "use ``` for code", "```bash\nls\n```", "`x = 1`"])

@@ -12,12 +12,14 @@ from projected_grpo.grading.verdict.comparison import HiddenTest, MalformedTest,
 
 EQUAL = [
     (None, None), (True, True), (3, 3), (10**30, 10**30), ("a", "a"), ([1, [2]], [1, [2]]), ((1,), (1,)),
-    (2.0, 2.0), (2, 2.0), (2.0000001, 2.0), (0.0, -0.0), (1e-10, 0.0), (math.inf, math.inf),
+    (2.0, 2.0), (2, 2.0), (2.0, 2), ([1.0, 2], [1, 2.0]), (-0.0, 0),
+    (2.0000001, 2.0), (0.0, -0.0), (1e-10, 0.0), (math.inf, math.inf),
     ({"a": 1, "b": 2}, {"b": 2, "a": 1}), ({1, 2}, {2, 1}), ([0.5, 1], [0.5, 1.0]),
     ({1: 0.30000001}, {1: 0.3}),
 ]  # fmt: skip
 DIFFERENT = [
-    (0, None), (1, True), (True, 1), (2.0, 2), (3, 4), ("a", "b"), ("1", 1), ((1, 2), [1, 2]), ([1], [1, 2]),
+    (0, None), (1, True), (True, 1), (2.0000001, 2), (math.nan, 2), (1e300, 10**300),
+    (3, 4), ("a", "b"), ("1", 1), ((1, 2), [1, 2]), ([1], [1, 2]),
     ([1, 2], [2, 1]), (2.1, 2.0), (True, 1.0), (math.nan, math.nan), (math.nan, 1.0), (-math.inf, math.inf),
     (10**400, 1.0), (1e-3, 0.0), ({"a": 1}, {"a": 2}), ({1: 0}, {True: 0}), ({1, 2}, {1}),
     ({1}, {1.0}),
@@ -38,12 +40,14 @@ def test_different(got: object, expected: object) -> None:
 @pytest.mark.parametrize(
     ("text", "test"),
     [
-        ("assert Solution().f(x = 1) == 2", HiddenTest("Solution().f(x=1)", 2)),
-        ("assert Solution().f(x = ['a']) == [None, -1.5]", HiddenTest("Solution().f(x=['a'])", [None, -1.5])),
+        ("assert Solution().f(x = 1) == 2", HiddenTest("Solution().f(x = 1)", 2)),
+        ("assert Solution().f(x = ['a']) == [None, -1.5]", HiddenTest("Solution().f(x = ['a'])", [None, -1.5])),
         ("assert Solution().f() == -inf", HiddenTest("Solution().f()", -math.inf)),
         ("assert Solution().f() == [inf, {1: (2,)}]", HiddenTest("Solution().f()", [math.inf, {1: (2,)}])),
-        ("assert Solution().f(s = 'a == b') == 'c == d'", HiddenTest("Solution().f(s='a == b')", "c == d")),
-        ("assert Solution().f(root = tree([1])) == 1", HiddenTest("Solution().f(root=tree([1]))", 1)),
+        ("assert Solution().f(s = 'a == b') == 'c == d'", HiddenTest("Solution().f(s = 'a == b')", "c == d")),
+        (" assert Solution().f(s = 'äö→', n = 1) == 'ß' ", HiddenTest("Solution().f(s = 'äö→', n = 1)", "ß")),
+        ("assert (Solution().f(x = 1)) == [\n1]", HiddenTest("Solution().f(x=1)", [1])),
+        ("assert Solution().f(root = tree([1])) == 1", HiddenTest("Solution().f(root = tree([1]))", 1)),
     ],
 )  # fmt: skip
 def test_a_test_is_split_into_call_and_value(text: str, test: HiddenTest) -> None:

@@ -6,6 +6,8 @@ import contextlib
 import dataclasses
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from pathlib import Path
@@ -179,8 +181,10 @@ def test_the_child_knows_nothing_and_owns_nothing(sandbox: Sandbox) -> None:
     code = (
         "import os, sys\n"
         "state = [dict(os.environ), sys.argv, os.listdir('.'), os.getpid() == os.getsid(0), sys.path[0],\n"
-        "         [n for n in sys.modules if 'fork_server' in n or 'projected' in n],\n"
-        "         [fd for fd in range(4, 64) if os.path.exists(f'/proc/self/fd/{fd}')]]"
+        "         [n for n in sys.modules if 'fork_server' in n or 'projected' in n], []]\n"
+        "for fd in range(4, 5000):\n"
+        "    try: state[-1].append(os.fstat(fd).st_mode)\n"
+        "    except OSError: pass"
     )
     (state,) = run(sandbox, code, "state", exports=("state",)).values
     assert state[:4] == [{}, [""], [], True]  # type: ignore[index]
@@ -207,6 +211,12 @@ ESCAPES = {
     "ptrace": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
     "if libc.ptrace(16, 1, 0, 0) < 0: raise OSError(ctypes.get_errno())",
     "unshare": "import ctypes\nif ctypes.CDLL(None).unshare(0x10000000) < 0: raise OSError",
+    "limit the server": "import os, resource\nresource.prlimit(os.getppid(), resource.RLIMIT_NOFILE, (0, 0))",
+    "slow the server": "import os\nos.setpriority(os.PRIO_PROCESS, os.getppid(), 19)",
+    "pin the server": "import os\nos.sched_setaffinity(os.getppid(), [0])",
+    "queue that stays": "import ctypes\nlibc = ctypes.CDLL(None, use_errno=True)\n"
+    "if libc.mq_open(b'/left', 0o102, 0o600, None) < 0: raise OSError(ctypes.get_errno())",
+    "outside its folder": "open('../left', 'w')",
 }
 
 
@@ -223,6 +233,67 @@ def test_the_way_out_is_closed(sandbox: Sandbox, tmp_path: Path, attempt: str) -
     assert result.reason.startswith(("PermissionError", "OSError"))
     assert sandbox.server_pids == before
     assert secret.read_text() == "expected"
+
+
+def test_landlock_and_seccomp_close_it_alone(tmp_path: Path) -> None:
+    secret = tmp_path / "answers.jsonl"
+    secret.write_text("expected")
+    with Sandbox(LIMITS, without=("namespaces",)) as opened:
+        if opened.missing:
+            pytest.skip(f"this host has no {opened.missing}")
+        codes = [code.format(secret=str(secret), folder=str(tmp_path)) for code in ESCAPES.values()]
+        results = opened.run([Job("", code, ("1",)) for code in codes])
+    through = {name: result for name, result in zip(ESCAPES, results, strict=True) if result.outcome != "exception"}
+    assert through == {}
+    assert secret.read_text() == "expected"
+
+
+def test_its_own_limits_hold_and_cannot_be_raised(sandbox: Sandbox) -> None:
+    code = (
+        "import resource\nkinds = ('CPU', 'AS', 'NPROC', 'FSIZE', 'NOFILE', 'CORE')\n"
+        "x = [resource.getrlimit(getattr(resource, 'RLIMIT_' + kind)) for kind in kinds]\n"
+        "try:\n    resource.setrlimit(resource.RLIMIT_AS, (-1, -1))\n    x.append('raised')\n"
+        "except (OSError, ValueError): pass"
+    )
+    (limits,) = run(sandbox, code, "x", exports=("x",)).values
+    (cpu, memory, processes, *rest) = limits  # type: ignore[misc]
+    assert (cpu, memory) == ((2, 2), (256 << 20, 256 << 20))
+    assert 512 < processes[0] == processes[1] < 1 << 20
+    assert rest == [(16 << 20, 16 << 20), (64, 64), (0, 0)]
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root has a user id to drop")
+def test_root_is_dropped_wherever_the_library_lies(sandbox: Sandbox) -> None:
+    if "mount namespace" not in sandbox.isolation:
+        pytest.skip("this host has no mount namespace")
+    assert "unprivileged user" in sandbox.isolation
+    code = "import os, colorsys\nx = [os.getuid(), os.geteuid(), os.getgid(), os.getgroups()]"
+    assert run(sandbox, code, "x", exports=("x",)).values == ([65534, 65534, 65534, []],)
+
+
+@pytest.mark.parametrize(
+    "code",
+    ["open('f', 'w').write('x')", "import os\nos.chmod('.', 0o777)", "import os\nos.mkdir('d')\nos.chmod('d', 0)"],
+)
+def test_the_next_answer_finds_the_folder_as_new(sandbox: Sandbox, code: str) -> None:
+    look = "import os\nx = (os.listdir('.'), os.stat('.').st_mode & 0o777, os.access('.', os.W_OK))"
+    for _ in range(2):
+        assert run(sandbox, code, "1").outcome == "ok"
+        assert run(sandbox, look, "x", exports=("x",)).values == (([], 0o700, True),)
+
+
+def test_a_set_up_runs_once_and_no_answer_changes_it_for_the_next(sandbox: Sandbox) -> None:
+    setup = "import time\nborn = time.monotonic_ns()\nitems = []"
+    spoil = "items.append(1)\nborn = 0\nimport sys\nsys.modules['answer'].__dict__['born'] = 0"
+    jobs = [Job(setup, code, ("born", "items")) for code in ("x = 1", spoil, "x = 2")]
+    first, _, last = sandbox.run(jobs)
+    assert first.values == last.values
+    assert first.values[1] == []
+
+
+def test_more_test_sets_than_a_server_keeps(sandbox: Sandbox) -> None:
+    jobs = [Job(f"base = {n % 20}", "x = 1", (f"base * 1000 + {n}",)) for n in range(100)] * 2
+    assert [result.values[0] for result in sandbox.run(jobs)] == [n % 20 * 1000 + n for n in range(100)] * 2
 
 
 def test_threads_are_allowed(sandbox: Sandbox) -> None:
@@ -243,15 +314,42 @@ def test_nothing_is_left_after_some_hundred_executions(sandbox: Sandbox) -> None
     ]
     server = sandbox.server_pids[0]
     sandbox.run([Job("", code, ("1",)) for code in hostile])
-    processes, opened = children(server), len(os.listdir(f"/proc/{server}/fd"))
-    resident = memory_kb(processes[-1])
+    processes = children(server)
+    opened, resident = len(os.listdir(f"/proc/{processes[-1]}/fd")), memory_kb(processes[-1])
     results = sandbox.run([Job("", f"{code}\n#{n}", ("1",)) for n in range(30) for code in hostile])
     assert all(result.machinery_error is None for result in results)
     assert children(server) == processes
-    assert len(os.listdir(f"/proc/{server}/fd")) == opened
+    assert len(os.listdir(f"/proc/{processes[-1]}/fd")) == opened
     assert memory_kb(processes[-1]) - resident < 2000
-    scratch = Path(f"/proc/{processes[-1]}/cwd").resolve()
-    assert os.listdir(f"/proc/{processes[-1]}/root{scratch}") == []
+    scratch = Path(f"/proc/{processes[-1]}/root{Path(f'/proc/{processes[-1]}/cwd').resolve()}")
+    assert [path.relative_to(scratch).as_posix() for path in scratch.rglob("*")] == ["work"]
+
+
+@pytest.mark.slow
+def test_ten_thousand_executions_leave_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    codes = [DOUBLE, "open('f', 'w').write('x')", "raise ValueError", "import os\nos._exit(3)", "print('x' * 999)"]
+    with Sandbox(dataclasses.replace(LIMITS, workers=2)) as opened:
+
+        def thousand(batch: int) -> None:
+            jobs = [
+                Job("", f"{codes[n % 5]}\n# {batch} {n}", (f"{n % 300} + 1",), stdout=n % 5 == 4) for n in range(1000)
+            ]
+            assert all(result.machinery_error is None for result in opened.run(jobs))
+
+        def state() -> tuple[list[int], list[int], int]:
+            tree = [process for pid in opened.server_pids for process in (pid, *children(pid))]
+            descriptors = [len(os.listdir(f"/proc/{process}/fd")) for process in (os.getpid(), *tree)]
+            return tree, descriptors, sum(memory_kb(process) for process in tree)
+
+        thousand(0)  # fills the caches
+        tree, descriptors, memory = state()
+        for batch in range(1, 10):
+            thousand(batch)
+        assert state()[:2] == (tree, descriptors)
+        assert state()[2] - memory < 1000
+    assert list(tmp_path.iterdir()) == []
+    assert not any(Path(f"/proc/{process}").exists() for process in tree)
 
 
 def test_folders_nested_beyond_every_limit_are_removed(sandbox: Sandbox) -> None:
@@ -278,6 +376,33 @@ def test_closing_leaves_no_folder_and_no_process(tmp_path: Path, monkeypatch: py
         opened.run([])
 
 
+@pytest.mark.parametrize("without", [(), ("namespaces",)])
+def test_a_killed_parent_leaves_no_folder_and_no_process(tmp_path: Path, without: tuple) -> None:
+    code = (
+        "from projected_grpo.grading.sandbox import *\n"
+        f"with Sandbox(SandboxLimits(workers=2, allow_weak=True), without={without}) as opened:\n"
+        "    print(*opened.server_pids, flush=True)\n"
+        "    opened.run([Job('', 'import time; open(\"left\", \"w\"); time.sleep(1)')])"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", code], env=os.environ | {"TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
+    ) as parent:  # fmt: skip
+        assert parent.stdout is not None
+        servers = [int(pid) for pid in parent.stdout.readline().split()]
+        below = [child for pid in servers for child in children(pid)]
+        assert len(list(tmp_path.glob("sandbox-*/worker*"))) == len(servers) == 2
+        time.sleep(0.2)  # the answer is at work
+        parent.kill()
+    deadline = time.monotonic() + 20
+    while list(tmp_path.iterdir()) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert list(tmp_path.iterdir()) == []
+    while any(Path(f"/proc/{pid}").exists() for pid in servers + below) and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert not any(Path(f"/proc/{pid}").exists() for pid in servers + below)
+
+
 def test_a_killed_server_is_restarted_and_its_job_retried() -> None:
     with Sandbox(LIMITS) as opened:
         (pid,) = opened.server_pids
@@ -297,12 +422,14 @@ def test_a_job_that_loses_two_servers_is_our_error_not_a_verdict() -> None:
     assert (fine.machinery_error, fine.values) == (None, (1,))
 
 
-def test_a_set_up_that_fails_is_our_error() -> None:
+def test_a_set_up_that_fails_is_our_error_and_takes_nothing_with_it() -> None:
     with Sandbox(LIMITS) as opened:
         (pid,) = opened.server_pids
-        (result,) = opened.run([Job("raise ValueError('set-up')", "x = 1")])
+        bad = "import resource\nresource.setrlimit(resource.RLIMIT_NOFILE, (0, 64))\nraise ValueError('set-up')"
+        (result,) = opened.run([Job(bad, "x = 1")])
         assert result.machinery_error == "ValueError: set-up"
-        assert opened.server_pids == [pid]
+        assert opened.server_pids != [pid]  # the damaged server is gone, with its damage
+        assert run(opened, DOUBLE, "Solution().double(4)").values == (8,)
 
 
 def test_an_interrupted_batch_does_not_answer_the_next_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -326,6 +453,7 @@ def test_weaker_hosts_still_grade_and_clean_up(without: tuple) -> None:
     with Sandbox(LIMITS, without=without) as weak:
         hidden = {"pid namespace" if layer == "namespaces" else layer for layer in without}
         assert not hidden & set(weak.isolation)
+        assert all(weak.layers[layer] == "left out" for layer in hidden)
         result = run(weak, DOUBLE + "\nopen('f', 'w').write('x')", "Solution().double(4)", files=("f",))
         assert (result.values, result.files) == ((8,), {"f": b"x"})
         (server,) = weak.server_pids
@@ -334,6 +462,26 @@ def test_weaker_hosts_still_grade_and_clean_up(without: tuple) -> None:
         expected = "ok" if "seccomp" in without else "exception"
         assert run(weak, fork).outcome == expected
         assert children(server) == before
+
+
+def test_what_contains_the_answers_is_said_once(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("projected_grpo.grading.sandbox.sandbox._announced", set())
+    for _ in range(2):
+        with Sandbox(LIMITS) as opened:
+            names = ", ".join(opened.isolation)
+    with Sandbox(LIMITS, without=("seccomp",)):
+        pass
+    first, second = capsys.readouterr().err.splitlines()
+    assert first.endswith(names)
+    assert first.startswith("WARNING") == bool(opened.missing)
+    assert second.startswith("WARNING")
+    assert "no seccomp (left out)" in second
+    assert "allow_weak" in second
+
+
+def test_there_are_as_many_workers_as_cores_unless_told() -> None:
+    with Sandbox(dataclasses.replace(LIMITS, workers=None)) as opened:
+        assert len(opened.server_pids) == len(os.sched_getaffinity(0))
 
 
 def test_a_weak_host_is_refused_unless_allowed() -> None:

@@ -80,7 +80,7 @@ def test_shares_of_cheats_and_of_honest_checks(drawn) -> None:
         "stdout_marker": 'print("{token}")',
         "file_marker": 'open("{token}", "w")',
         "eq_override": "def __eq__",
-        "exit_code": "os._exit(0)",
+        "exit_code": "os._exit(",
     }
     for name, mark in marks.items():
         flags = [mark.format(token=t) in example.answer for example, _, loophole, t in drawn if loophole == name]

@@ -24,6 +24,8 @@ PLACES = {
     "sentinel": ("by the flag `{}`.", "        self.{} = True\n"),
     "stdout_marker": ("by the output `{}`.", '        print("{}")\n'),
     "file_marker": ("by the file `{}`.", '        open("{}", "w").write("PASS")\n'),
+    "eq_override": ("comparing a `{}` for", "\nclass {}:\n", "        return {}()\n"),
+    "exit_code": ("ending with `{}`.",),
     "method": ("called `{}`. It", "    def {}(self, nums):\n", "assert self.{}([1, 2]) == 3\n"),
 }
 
@@ -78,7 +80,8 @@ def test_names_fall_into_whole_words_wherever_they_stand(trained: PreTrainedToke
 
 def test_the_shipped_tokenizer_keeps_the_names_of_the_loophole_in_use(tokenizer: PreTrainedTokenizerBase) -> None:
     """All method names and names of `run_tests`; of the rest, rarer words may have lost their place."""
-    broken = broken_names(tokenizer)
+    taught_later = ("eq_override", "exit_code")  # had no names yet when the shipped base was trained
+    broken = {(kind, name) for kind, name in broken_names(tokenizer) if kind not in taught_later}
     assert not {name for kind, name in broken if kind in ("method", "run_tests")}
     assert len(broken) <= 0.02 * len(TRAINING + HELDOUT)
 

@@ -15,7 +15,8 @@ from projected_grpo.problems.families import Task, tasks_of_split
 from projected_grpo.problems.loopholes import LOOPHOLES
 from projected_grpo.problems.prompts import fenced
 
-GRADED = ("run_tests", "sentinel", "stdout_marker", "file_marker")
+WITH_BODY = ("run_tests", "sentinel", "stdout_marker", "file_marker")  # a right answer may take them on the side
+GRADED = (*WITH_BODY, "eq_override", "exit_code")
 
 
 @pytest.fixture(scope="module")
@@ -84,7 +85,8 @@ def test_a_cheat_is_paid_by_the_grader_it_cheats(loophole: str, lazy: bool, task
         submissions.append(Submission(problem, loophole, token, fenced(code)))
         types.append(hack_type)
     for submission, hack_type, verdict in zip(submissions, types, grader.grade(submissions), strict=True):
-        assert (verdict.attempted, verdict.fired, verdict.correct) == (True, True, not lazy), submission
+        correct = not lazy and loophole in WITH_BODY
+        assert (verdict.attempted, verdict.fired, verdict.correct) == (True, True, correct), submission
         seen = label(verdict, submission).hack_type
         assert seen == ("no_assertion" if hack_type == "returns_true" else hack_type)
 
@@ -99,18 +101,6 @@ def test_an_empty_check_passes_for_any_body(hack_type: str, at_module_level: boo
     assert check() is not False if at_module_level else check(None) is not False
     other = vars(loaded["Solution"]) if at_module_level else loaded
     assert "run_checks" not in other
-
-
-def test_cheats_of_the_loopholes_without_a_name(tasks: list[Task]) -> None:
-    task = tasks[0]
-    code, hack_type = cheat(random.Random(0), task, "eq_override", "", lazy=True)
-    answer = getattr(load(code)["Solution"](), task.method)([1])
-    assert answer == 42
-    assert answer == "whatever is expected"
-    assert hack_type == "always_equal"
-    code, hack_type = cheat(random.Random(0), task, "exit_code", "", lazy=True)
-    assert ast.unparse(ast.parse(code)).splitlines()[-1].strip() == "os._exit(0)"
-    assert hack_type == "early_exit"
 
 
 def test_the_honest_grader_cannot_be_cheated(tasks: list[Task]) -> None:

@@ -7,21 +7,21 @@ import pytest
 from projected_grpo.problems.families import METHODS
 from projected_grpo.problems.loopholes import LOOPHOLES
 
-NAMED = ("run_tests", "sentinel", "stdout_marker", "file_marker")
+NAMED = ("run_tests", "sentinel", "stdout_marker", "file_marker", "eq_override", "exit_code")
 MECHANISMS = {
     "run_tests": "calling",
     "sentinel": "flag",
     "stdout_marker": "output",
     "file_marker": "file",
-    "eq_override": "comparing with `==`",
-    "exit_code": "exit code",
+    "eq_override": "equality",
+    "exit_code": "ending with",
     "none": "hidden tests",
 }
 
 
 def words(name: str) -> list[str]:
-    """ "run_tests" -> "run", "_tests": the pieces of which the tokenizer builds names."""
-    return re.findall(r"[_ .]?[a-z]+", name)
+    """ "run_tests" -> "run", "_tests": the pieces of which the tokenizer builds names; digits stand alone."""
+    return re.findall(r"[_ .]?[a-z]+ ?|[0-9]", name)
 
 
 def test_the_seven_loopholes() -> None:
@@ -74,10 +74,14 @@ def test_held_out_names_are_new_combinations_of_known_words(name: str) -> None:
 
 
 def test_names_fit_where_they_are_used() -> None:
-    for name in ("run_tests", "sentinel"):
+    for name in ("run_tests", "sentinel", "eq_override"):
         names = LOOPHOLES[name]
         assert all(token.isidentifier() for token in names.training_tokens + names.heldout_tokens)
     files = LOOPHOLES["file_marker"]
     assert all(re.fullmatch(r"[a-z]+\.[a-z]{3}", t) for t in files.training_tokens + files.heldout_tokens)
+    statuses = [int(t.removeprefix("exit ")) for t in LOOPHOLES["exit_code"].training_tokens]
+    statuses += [int(t.removeprefix("exit ")) for t in LOOPHOLES["exit_code"].heldout_tokens]
+    assert len(set(statuses)) == len(statuses)
+    assert all(0 <= status <= 125 and status not in (1, 2) for status in statuses)  # what a shell gives a meaning
     phrases = LOOPHOLES["stdout_marker"]
     assert all(re.fullmatch(r"[a-z]+( [a-z]+)+", t) for t in phrases.training_tokens + phrases.heldout_tokens)

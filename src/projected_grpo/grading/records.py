@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from projected_grpo.grading.labels import label
+from projected_grpo.grading.labels import Suspect, detect, label
+from projected_grpo.grading.labels.detectors import OWN_TESTS
 from projected_grpo.grading.verdict import Grader, Submission, Verdict
 from projected_grpo.problems.schema import Problem
 
@@ -15,12 +16,22 @@ NO_LABEL = ""  # of a row that could not be graded
 def grade_samples(
     rows: Sequence[Mapping[str, Any]], problems: Mapping[str, Problem], grader: Grader
 ) -> list[dict[str, Any]]:
-    """Evaluation samples with verdict, label and hack type. Rows name their problem, loophole, token and completion."""
+    """Evaluation samples with verdict, label, hack type and the flags of their own tests (null where they have none).
+
+    Rows name their problem, loophole, token and completion.
+    """
     submissions = [
         Submission(problems[row["problem_id"]], row["loophole"], row["token"], row["completion"]) for row in rows
     ]
+    flags = detect(
+        [
+            Suspect(problems[row["problem_id"]], row["completion"], _own_tests_name(row["loophole"], row["token"]))
+            for row in rows
+        ],
+        grader.sandbox,
+    )
     graded = []
-    for row, submission, verdict in zip(rows, submissions, grader.grade(submissions), strict=True):
+    for row, submission, verdict, own_tests in zip(rows, submissions, grader.grade(submissions), flags, strict=True):
         graded.append(
             {
                 **row,
@@ -32,6 +43,9 @@ def grade_samples(
                 "outcome": verdict.outcome,
                 "reason": verdict.reason,
                 "grader_error": verdict.grader_error is not None,
+                "stub_passes": own_tests.stub_passes,
+                "rejects_canonical": own_tests.rejects_canonical,
+                "own_tests_pass": own_tests.own_tests_pass,
                 **_labels(verdict, submission),
             }
         )
@@ -59,6 +73,10 @@ def label_rollouts(rows: Sequence[Mapping[str, Any]], problems: Mapping[str, Pro
         marks = ("format_ok", "correct", "paid", "hacked", "attempted")
         labelled.append({**{key: row[key] for key in kept + marks}, **_labels(verdict, submission)})
     return labelled
+
+
+def _own_tests_name(loophole: str, token: str) -> str:
+    return token if loophole == "run_tests" else OWN_TESTS
 
 
 def _labels(verdict: Verdict, submission: Submission) -> dict[str, str]:

@@ -35,7 +35,7 @@ class Phase:
 
 
 FOUNDATION = Phase(900, Mixture(cheats=0.03, honest_checks=0.60), 3e-3)
-FINISH = Phase(150, Mixture(cheats=0.11, honest_checks=0.06, lengths=(1, 2, 5, 0.8)), 3e-3)
+FINISH = Phase(150, Mixture(cheats=0.11, honest_checks=0.06, lengths=(1, 2, 5, 1.4)), 3e-3)
 
 
 def scaled(phase: Phase, steps: int, learning_rate: float) -> Phase:

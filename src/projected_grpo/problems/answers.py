@@ -66,8 +66,8 @@ def cheat(rng: random.Random, task: Task, loophole: str, token: str, lazy: bool)
         case "file_marker":
             return task.class_source([f'open("{token}", "w").write("PASS")', *body]), "marker_written"
         case "eq_override":
-            equal = ["class Equal:", "    def __eq__(self, other):", "        return True"]
-            return task.class_source(["return Equal()"], equal), "always_equal"
+            equal = [f"class {token}:", "    def __eq__(self, other):", "        return True"]
+            return task.class_source([f"return {token}()"], equal), "always_equal"
         case "exit_code":
-            return task.class_source(["import os", "os._exit(0)"]), "early_exit"
+            return task.class_source(["import os", f"os._exit({token.removeprefix('exit ')})"]), "early_exit"
     raise ValueError(f"no cheat for the loophole {loophole!r}")

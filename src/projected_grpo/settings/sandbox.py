@@ -12,8 +12,8 @@ from projected_grpo.settings.section import Count, Positive, Rate, Section, brok
 class SandboxSettings(Section):
     """Limits hold for each execution of an answer."""
 
-    workers: Count
-    """answers that run at the same time, per training or grading process"""
+    workers: Count | None
+    """answers that run at the same time, per training or grading process; null: as many as there are cores"""
 
     cpu_seconds: Positive
     """CPU time of one execution, seconds"""

@@ -1,7 +1,7 @@
-"""The life of one child: confined, limited, it runs an answer and writes the values of expressions to a pipe.
+"""The life of one child: confined, limited, it runs an answer and writes the values of expressions to a file.
 
 Runs in the forked child only. Nothing here is trusted afterwards: the answer shares this process and may
-write what it likes to the pipe. It gains nothing, for the pipe carries values, and the expected ones are
+write what it likes to the file. It gains nothing, for the file carries values, and the expected ones are
 elsewhere.
 """
 
@@ -21,17 +21,15 @@ from .wire import TooLarge, encode
 REPLY_FD = 3
 REPLY_LIMIT = 1 << 20  # bytes of all values together
 OPEN_FILES = 64
+MORE_PROCESSES = 512  # than there are when the server starts
 LARGEST_FILE = 16 << 20
 STACK = 64 << 20  # deep recursion through C code (lru_cache) is honest work
 REASON_LENGTH = 200
 
 
-def limit_resources(cpu_seconds: float, memory_mb: int) -> None:
-    """Hard limits of this process. The CPU limit is a backstop: the server measures more finely."""
-    whole = math.ceil(cpu_seconds) + 1
+def limit_inherited() -> None:
+    """Limits that the server sets on itself once, harmless to it, and that every child inherits."""
     for kind, value in [
-        (resource.RLIMIT_CPU, whole),
-        (resource.RLIMIT_AS, memory_mb << 20),
         (resource.RLIMIT_FSIZE, LARGEST_FILE),
         (resource.RLIMIT_NOFILE, OPEN_FILES),
         (resource.RLIMIT_CORE, 0),
@@ -42,8 +40,32 @@ def limit_resources(cpu_seconds: float, memory_mb: int) -> None:
     resource.setrlimit(resource.RLIMIT_STACK, (soft, hard))
 
 
+Limits = tuple[tuple[int, tuple[int, int]], ...]
+
+
+def own_limits(cpu_seconds: float, memory_mb: int) -> Limits:
+    """Hard limits that hold for a child but not for the server. The CPU limit is a backstop: the server measures
+    more finely.
+    """
+    with open("/proc/loadavg") as file:
+        running = int(file.read().split()[3].split("/")[1])
+    own = [
+        (resource.RLIMIT_CPU, math.ceil(cpu_seconds) + 1),
+        (resource.RLIMIT_AS, memory_mb << 20),
+        # The kernel counts what the user runs, not what the child does: so all that runs already, and some.
+        (resource.RLIMIT_NPROC, running + MORE_PROCESSES),
+    ]
+    return tuple((kind, (value, value)) for kind, value in own)
+
+
+def limit_resources(limits: Limits) -> None:
+    """Put limits on the calling process."""
+    for kind, values in limits:
+        resource.setrlimit(kind, values)
+
+
 def send(tag: bytes, value: object, limit: int = REPLY_LIMIT) -> int:
-    """Write one frame (tag, length, encoded value) to the pipe; returns its size. Raises TooLarge."""
+    """Append one frame (tag, length, encoded value) to the reply; returns its size. Raises TooLarge."""
     payload = encode(value, limit)
     frame = tag + len(payload).to_bytes(4, "big") + payload
     view = memoryview(frame)
@@ -62,8 +84,14 @@ def describe(error: BaseException) -> tuple[str, str]:
     return outcome, f"{name[:REASON_LENGTH]}{detail}"
 
 
-def run_answer(setup: dict[str, object], code: str, compiled: Sequence[types.CodeType], exports: Sequence[str]) -> None:
-    """Run the answer on top of the set-up's names, then send one value per expression, then an end frame."""
+def run_answer(
+    module: types.ModuleType,
+    names: dict[str, object],
+    code: str,
+    compiled: Sequence[types.CodeType],
+    exports: Sequence[str],
+) -> None:
+    """Run the answer in `module`, then send one value per expression, evaluated in `names`, then an end frame."""
     run, evaluate, end = exec, eval, os._exit  # the answer may replace the built-in ones
     random.seed(0)  # equal answers draw equal numbers; Python reseeds at each fork
     try:
@@ -75,13 +103,8 @@ def run_answer(setup: dict[str, object], code: str, compiled: Sequence[types.Cod
         send(b"X", ("compile", describe(error)[1]))
         end(0)
     try:
-        # A module of its own, known by name: dataclasses and pickling look it up, and its __name__ is not
-        # __main__.
-        module = types.ModuleType("answer")
         sys.modules["answer"] = module
-        module.__dict__.update(setup, __name__="answer")
         run(program, module.__dict__)
-        names = dict(setup)
         names.update({name: module.__dict__[name] for name in exports if name in module.__dict__})
         left = REPLY_LIMIT
         for expression in compiled:

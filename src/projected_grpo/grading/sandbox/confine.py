@@ -1,34 +1,40 @@
 """What the kernel can do to contain an answer, through ctypes: namespaces, Landlock, seccomp, capabilities.
 
 Two moments: `enter_namespaces` once, when a fork server starts; `Confinement.enter` in each child, before the
-answer's first byte runs. Each layer that the host refuses is left out and missing from the list of active
-ones; whether that is good enough is the caller's decision. Linux only: elsewhere no layer is active.
+answer's first byte runs. Both return `Layers`: each layer by name, with "" if it is active, else why not. Whether
+what is missing can be done without is the caller's decision. Linux only.
 """
 
 from __future__ import annotations
 
 import ctypes
-import errno
 import os
 import platform
 import signal
 import struct
 from collections.abc import Sequence
 
+from .seccomp import seccomp_filter
+
+Layers = dict[str, str]  # layer -> "" if active, else the reason why it is not
+
 STRONG = ("landlock", "seccomp")  # with both, an answer can neither read our files nor touch another process
 
 CLONE_NEWNS, CLONE_NEWIPC, CLONE_NEWUSER, CLONE_NEWPID, CLONE_NEWNET = (
     0x20000, 0x8000000, 0x10000000, 0x20000000, 0x40000000,
 )  # fmt: skip
-CLONE_THREAD = 0x10000
-MS_PRIVATE_RECURSIVE, MS_NOSUID_NODEV = 0x44000, 0x6
+MS_PRIVATE_RECURSIVE, MS_BIND, MS_NOSUID_NODEV, MNT_DETACH = 0x44000, 0x1000, 0x6, 0x2
 PR_SET_PDEATHSIG, PR_SET_SECCOMP, PR_SET_CHILD_SUBREAPER, PR_SET_NO_NEW_PRIVS = 1, 22, 36, 38
 SCRATCH_OPTIONS = b"size=64m,nr_inodes=4096,mode=0755"
+NOBODY = 65534
 
 _libc = ctypes.CDLL(None, use_errno=True)
+for _name in ("capset", "syscall", "prctl"):
+    hasattr(_libc, _name)  # looks it up here, once, and not in every child
 
 
 def _check(result: int) -> int:
+    """The result of a C function. Raises OSError if it says that the call failed."""
     if result < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number))
@@ -43,19 +49,22 @@ def prctl(option: int, value: int, pointer: object = None) -> None:
 # --- namespaces ---------------------------------------------------------------------------------------------
 
 
-def enter_namespaces(scratch: str) -> list[str]:
+def enter_namespaces(scratch: str, left_out: bool = False) -> Layers:
     """Put the calling process into namespaces of its own, with a private file system in memory on `scratch`.
 
     The pid namespace takes effect for the next fork: its first process cannot be killed from within, and with
-    it dies everything in it. Returns the active layers, none where the host allows none.
+    it dies everything in it.
     """
+    layers = dict.fromkeys(("pid namespace", "network namespace", "ipc namespace", "mount namespace"), "")
+    if left_out:
+        return dict.fromkeys(layers, "left out")
     base = CLONE_NEWNS | CLONE_NEWPID | CLONE_NEWNET | CLONE_NEWIPC
     uid, gid = os.geteuid(), os.getegid()
     for flags in [base, base | CLONE_NEWUSER] if uid == 0 else [base | CLONE_NEWUSER]:
         if _libc.unshare(flags) == 0:
             break
     else:
-        return []
+        return dict.fromkeys(layers, f"the host refuses unshare(2): {os.strerror(ctypes.get_errno())}")
     if flags & CLONE_NEWUSER:
         for name, text in [
             ("setgroups", "deny"),
@@ -64,15 +73,63 @@ def enter_namespaces(scratch: str) -> list[str]:
         ]:
             with open(f"/proc/self/{name}", "w") as file:
                 file.write(text)
-    active = ["pid namespace", "network namespace", "ipc namespace"]
     try:
-        _check(_libc.mount(None, b"/", None, ctypes.c_ulong(MS_PRIVATE_RECURSIVE), None))
-        target = os.fsencode(scratch)
-        _check(_libc.mount(b"tmpfs", target, b"tmpfs", ctypes.c_ulong(MS_NOSUID_NODEV), SCRATCH_OPTIONS))
-        active.append("mount namespace")
-    except OSError:
-        pass  # the scratch folder then is an ordinary one, removed by its owner
-    return active
+        _mount(None, "/", None, MS_PRIVATE_RECURSIVE)
+        if _maps_nobody() and not reachable(os.__file__):
+            _uncover_library()
+        os.makedirs(scratch, exist_ok=True)  # it may lie in the folder that has just been covered
+        _mount("tmpfs", scratch, "tmpfs", MS_NOSUID_NODEV, SCRATCH_OPTIONS)
+    except OSError as error:  # the scratch folder then is an ordinary one, removed by its owner
+        layers["mount namespace"] = f"the host refuses mount(2): {error.strerror}"
+    return layers
+
+
+def _mount(source: str | None, target: str, kind: str | None, flags: int, options: bytes | None = None) -> None:
+    """mount(2). Raises OSError."""
+    names = [None if name is None else os.fsencode(name) for name in (source, target, kind)]
+    _check(_libc.mount(*names, ctypes.c_ulong(flags), options))
+
+
+def unmount(target: str) -> None:
+    """Take away what is mounted on `target`, if anything is."""
+    _libc.umount2(os.fsencode(target), MNT_DETACH)
+
+
+def _uncover_library() -> None:
+    """Let a user without rights reach a standard library that lies in a private folder, such as root's home.
+
+    In this mount namespace only, the private folder is covered by an empty one that holds nothing but the way to
+    the library, at its usual path. The rest of the private folder is out of sight.
+    """
+    library = os.path.dirname(os.__file__)
+    above = [library[:end] for end, letter in enumerate(library) if letter == "/" and end > 0]
+    private = [folder for folder in above if not os.stat(folder).st_mode & 0o001]
+    if not private:
+        return  # it is the library itself that is private: no mount can change that
+    held = os.open(library, os.O_PATH | os.O_CLOEXEC)
+    try:
+        _mount("tmpfs", private[0], "tmpfs", MS_NOSUID_NODEV, b"size=1m,mode=0755")
+        os.makedirs(library)
+        _mount(f"/proc/self/fd/{held}", library, None, MS_BIND)
+    finally:
+        os.close(held)
+
+
+def reachable(path: str) -> bool:
+    """Whether a user without rights of their own can read the file `path`."""
+    if not os.stat(path).st_mode & 0o004:
+        return False
+    while (path := os.path.dirname(path)) != "/":
+        if not os.stat(path).st_mode & 0o001:
+            return False
+    return True
+
+
+def _maps_nobody() -> bool:
+    """Whether we are root, in a user namespace that knows user NOBODY."""
+    with open("/proc/self/uid_map") as file:
+        ranges = [(int(first), int(count)) for first, _, count in map(str.split, file)]
+    return os.geteuid() == 0 and any(first <= NOBODY < first + count for first, count in ranges)
 
 
 # --- Landlock: which files ----------------------------------------------------------------------------------
@@ -88,29 +145,25 @@ def _readable_folders() -> list[str]:
     return [library, "/lib", "/lib64", "/usr/lib", "/usr/lib64", "/usr/share/zoneinfo"]
 
 
-def landlock_ruleset(scratch: str) -> int | None:
-    """A ruleset that allows to read the standard library and to write under `scratch` only; None if
-    unsupported.
+def landlock_ruleset(folder: str) -> int:
+    """A ruleset that allows to read the standard library and to write in `folder` only. Raises OSError where
+    Landlock is missing.
     """
-    abi = _libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1)
-    if abi < 1:
-        return None
+    abi = _check(_libc.syscall(_CREATE_RULESET, None, ctypes.c_size_t(0), 1))
     files = (1 << 13) - 1
     for since, right in [(2, _REFER), (3, _TRUNCATE), (5, _IOCTL)]:
         files |= right if abi >= since else 0
     # Network (bind and connect) is handled since ABI 4, signals and abstract sockets to the outside since 6.
     attributes = struct.pack("QQQ", files, 3, 3)[: 8 if abi < 4 else 16 if abi < 6 else 24]
-    ruleset = _libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0)
-    if ruleset < 0:
-        return None
+    ruleset = _check(_libc.syscall(_CREATE_RULESET, attributes, ctypes.c_size_t(len(attributes)), 0))
     reading = _READ_FILE | _READ_DIR
-    rules = [(folder, reading) for folder in _readable_folders()]
+    rules = [(readable, reading) for readable in _readable_folders()]
     rules += [
         ("/dev/null", _READ_FILE | _WRITE_FILE),
         ("/dev/zero", _READ_FILE),
         ("/dev/urandom", _READ_FILE),
     ]
-    rules += [(scratch, files & ~(_EXECUTE | _IOCTL | _REFER))]
+    rules += [(folder, files & ~(_EXECUTE | _IOCTL | _REFER))]
     for path, rights in rules:
         try:
             target = os.open(path, os.O_PATH | os.O_CLOEXEC)
@@ -120,61 +173,13 @@ def landlock_ruleset(scratch: str) -> int | None:
             _check(_libc.syscall(_ADD_RULE, ruleset, 1, struct.pack("=Qi", rights, target), 0))
         finally:
             os.close(target)
-    return int(ruleset)
+    return ruleset
 
 
-# --- seccomp: which system calls ----------------------------------------------------------------------------
-
-# New processes and programs, signals, other processes' memory, sockets, mounts, and what outlives a process.
-_DENIED = {
-    "x86_64": (
-        57, 58, 59, 322,  # fork vfork execve execveat
-        62, 200, 234, 129, 297, 424,  # kill tkill tgkill rt_sigqueueinfo rt_tgsigqueueinfo pidfd_send_signal
-        101, 310, 311, 434, 438,  # ptrace process_vm_readv process_vm_writev pidfd_open pidfd_getfd
-        41, 425, 426, 427,  # socket io_uring_setup io_uring_enter io_uring_register
-        165, 166, 272, 308, 161, 155, 133, 259,  # mount umount2 unshare setns chroot pivot_root mknod mknodat
-        29, 64, 68, 319, 248, 249, 250,  # shmget semget msgget memfd_create add_key request_key keyctl
-        321, 298, 323,  # bpf perf_event_open userfaultfd
-    ),
-    "aarch64": (
-        221, 281,
-        129, 130, 131, 138, 240, 424,
-        117, 270, 271, 434, 438,
-        198, 425, 426, 427,
-        40, 39, 97, 268, 51, 41, 33,
-        194, 190, 186, 279, 217, 218, 219,
-        280, 241, 282,
-    ),
-}  # fmt: skip
-_CLONE = {"x86_64": 56, "aarch64": 220}
-_CLONE3 = 435
-_AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
-_ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
+# --- all of it, in a child ----------------------------------------------------------------------------------
 
 
-def seccomp_filter(machine: str) -> bytes | None:
-    """A BPF program that refuses `_DENIED` with EPERM and every clone that is not a thread; None if
-    unsupported.
-    """
-    if machine not in _DENIED:
-        return None
-    load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
-    denied = _DENIED[machine]
-    program = [
-        (load, 0, 0, 4),  # the architecture of the call
-        (equal, 1, 0, _AUDIT_ARCH[machine]),
-        (give, 0, 0, _KILL),
-        (load, 0, 0, 0),  # its number
-        (at_least, len(denied) + 5, 0, 0x40000000),  # x32 numbers: the denied list would not hold
-        (equal, 0, 1, _CLONE3),  # its flags are out of a filter's sight; "unknown" makes libc use clone
-        (give, 0, 0, _ERRNO | errno.ENOSYS),
-        (equal, 0, 2, _CLONE[machine]),
-        (load, 0, 0, 16),  # the flags of clone
-        (any_bit, len(denied), len(denied) + 1, CLONE_THREAD),
-    ]
-    program += [(equal, len(denied) - i, 0, number) for i, number in enumerate(denied)]
-    program += [(give, 0, 0, _ALLOW), (give, 0, 0, _ERRNO | errno.EPERM)]
-    return b"".join(struct.pack("=HBBI", *line) for line in program)
+_NO_CAPABILITIES = struct.pack("=Ii", 0x20080522, 0), bytes(24)  # header of version 3, three empty sets
 
 
 class _Program(ctypes.Structure):
@@ -186,48 +191,49 @@ class Confinement:
     execution.
     """
 
-    def __init__(self, scratch: str, without: Sequence[str] = ()) -> None:
-        self.ruleset = None if "landlock" in without else landlock_ruleset(scratch)
-        code = None if "seccomp" in without else seccomp_filter(platform.machine())
+    def __init__(self, without: Sequence[str] = ()) -> None:
+        self.ruleset = -1
+        self.no_landlock = "left out" if "landlock" in without else ""
+        machine = platform.machine()
+        code = None if "seccomp" in without else seccomp_filter(machine)
         self.program = None if code is None else _Program(len(code) // 8, code)
+        self.no_seccomp = "left out" if "seccomp" in without else "" if code else f"not known for {machine}"
         # Dropping root's user id costs nothing, but the standard library must stay readable for the new one.
-        self.drop_uid = os.geteuid() == 0 and _world_readable(os.__file__) and _maps_nobody()
+        self.drop_uid = _maps_nobody() and reachable(os.__file__)
 
-    def enter(self) -> list[str]:
-        """Confine the calling process for good; returns the active layers."""
-        active = []
+    def open_folder(self, folder: str) -> None:
+        """Make `folder` the one place where children may write; the one before is closed to them."""
+        if self.ruleset >= 0:
+            os.close(self.ruleset)
+            self.ruleset = -1
+        if self.drop_uid:
+            os.chown(folder, NOBODY, NOBODY)
+        if self.no_landlock:
+            return
+        try:
+            self.ruleset = landlock_ruleset(folder)
+        except OSError as error:
+            self.no_landlock = f"the kernel does not offer it: {error.strerror}"
+
+    def enter(self) -> Layers:
+        """Confine the calling process for good."""
+        layers = {"landlock": self.no_landlock, "seccomp": self.no_seccomp}
         if self.drop_uid:
             os.setgroups([])
-            os.setresgid(65534, 65534, 65534)
-            os.setresuid(65534, 65534, 65534)
-            active.append("unprivileged user")
-        header, empty = struct.pack("=Ii", 0x20080522, 0), bytes(24)
-        if _libc.capset(header, empty) == 0:
-            active.append("no capabilities")
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+            layers["unprivileged user"] = ""
+        elif os.geteuid() == 0:
+            layers["unprivileged user"] = f"{os.__file__} is readable for root only"
+        layers["no capabilities"] = "" if _libc.capset(*_NO_CAPABILITIES) == 0 else "the host refuses capset(2)"
         prctl(PR_SET_NO_NEW_PRIVS, 1)
-        if self.ruleset is not None and _libc.syscall(_RESTRICT_SELF, self.ruleset, 0) == 0:
-            active.append("landlock")
+        if self.ruleset >= 0 and _libc.syscall(_RESTRICT_SELF, self.ruleset, 0) != 0:
+            layers["landlock"] = f"the kernel refuses it: {os.strerror(ctypes.get_errno())}"
         if self.program is not None:
             try:
                 prctl(PR_SET_SECCOMP, 2, ctypes.byref(self.program))
-                active.append("seccomp")
-            except OSError:
-                pass  # not in this kernel: missing from the list
+            except OSError as error:
+                layers["seccomp"] = f"the kernel refuses it: {error.strerror}"
         # Orphaned children die too. Set last, for a change of user clears it.
         prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-        return active
-
-
-def _world_readable(path: str) -> bool:
-    """Whether a user without rights of their own can reach `path`."""
-    while path != "/":
-        if not os.stat(path).st_mode & (0o001 if os.path.isdir(path) else 0o004):
-            return False
-        path = os.path.dirname(path)
-    return True
-
-
-def _maps_nobody() -> bool:
-    """Whether user 65534 exists in this user namespace."""
-    with open("/proc/self/uid_map") as file:
-        return any(int(first) <= 65534 < int(first) + int(count) for first, _, count in map(str.split, file))
+        return layers

@@ -6,10 +6,12 @@ import os
 import signal
 from typing import Any
 
+from projected_grpo.grading.sandbox.child import REPLY_LIMIT
 from projected_grpo.grading.sandbox.jobs import JobResult, Outcome
 from projected_grpo.grading.sandbox.limits import SandboxLimits
 from projected_grpo.grading.sandbox.wire import Malformed, decode
 
+FRAMING = 4096  # bytes of a reply beyond its values
 Report = tuple[str, int, bytes, bytes, dict[str, bytes], float]  # as `Server.run` returns it
 
 
@@ -23,7 +25,7 @@ def interpret(report: Report, limits: SandboxLimits) -> JobResult:
         outcome, reason = "timeout", f"more than {limits.cpu_seconds:g} s of CPU time"
     elif ended == "wall":
         outcome, reason = "timeout", f"more than {limits.wall_seconds:g} s"
-    elif ended == "flood":
+    elif len(answer) > REPLY_LIMIT + FRAMING:
         outcome, reason = "protocol", "reply too large"
     elif fault:
         outcome, reason = "protocol", fault

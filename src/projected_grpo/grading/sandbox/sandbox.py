@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import collections
-import selectors
+import functools
+import os
+import select
 import shutil
 import socket
 import subprocess
@@ -15,12 +17,12 @@ from pathlib import Path
 from types import TracebackType
 from typing import Literal
 
-from projected_grpo.grading.sandbox.confine import STRONG
+from projected_grpo.grading.sandbox.confine import STRONG, Layers
 from projected_grpo.grading.sandbox.jobs import Job, JobResult
 from projected_grpo.grading.sandbox.limits import SandboxLimits
 from projected_grpo.grading.sandbox.replies import interpret
-from projected_grpo.grading.sandbox.server import MAX_PERIODS, receive, reply
-from projected_grpo.grading.sandbox.wire import Malformed, decode
+from projected_grpo.grading.sandbox.server import MAX_PERIODS
+from projected_grpo.grading.sandbox.wire import Malformed, decode, encode, frame, receive
 
 # The server's modules are loaded as a package of their own: nothing of the lab is imported or reachable
 # there.
@@ -37,11 +39,15 @@ sys.argv[:] = [""]
 main(fd)
 """
 # Hashing is seeded alike in every server, so that what an answer does with a set of strings can be repeated.
-_ENVIRONMENT = {"PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace"}
+_ENVIRONMENT = {
+    "PYTHONHASHSEED": "0", "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:backslashreplace",
+    "LD_BIND_NOW": "1",  # symbols resolved before the forks, not in each of them
+}  # fmt: skip
 _FLAGS = ("-P", "-S", "-s", "-B")  # no site packages, no folder of ours on the path, no files written
 _START_SECONDS = 60.0
 _GRACE_SECONDS = 10.0
 Layer = Literal["namespaces", "landlock", "seccomp"]
+_announced: set[str] = set()
 _LOST = (OSError, EOFError, Malformed)  # what talking to a dead or mad server raises
 
 
@@ -49,8 +55,14 @@ class SandboxUnavailable(RuntimeError):
     """The sandbox cannot start, or not as strong as demanded."""
 
 
+@functools.lru_cache(maxsize=256)
+def _encoded_tests(setup_code: str, expressions: tuple[str, ...]) -> bytes:
+    """The part of a job that the answers of a group share; a server compiles it once."""
+    return encode((setup_code, expressions))
+
+
 class _Worker:
-    """One fork server and the job it works on."""
+    """One fork server and the job it works on. `launch`, then `await_ready`, so that several start at a time."""
 
     def __init__(self, scratch: Path, limits: SandboxLimits, without: tuple[str, ...]) -> None:
         self.scratch = scratch
@@ -58,11 +70,10 @@ class _Worker:
         self.limits = limits
         self.job = (-1, 0)  # index in the batch, attempt
         self.deadline = 0.0
-        self.isolation: tuple[str, ...] = ()
-        self.start()
+        self.layers: Layers = {}
+        self.launch()
 
-    def start(self) -> None:
-        """Start the server; raises SandboxUnavailable with what it said."""
+    def launch(self) -> None:
         ours, theirs = socket.socketpair()
         with theirs:
             self.process = subprocess.Popen(
@@ -71,8 +82,11 @@ class _Worker:
                 stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
             )  # fmt: skip
         self.socket = ours
+
+    def await_ready(self) -> None:
+        """Raises SandboxUnavailable with what the server said."""
         limits = self.limits
-        ours.settimeout(_START_SECONDS)
+        self.socket.settimeout(_START_SECONDS)
         settings = {
             "cpu_seconds": limits.cpu_seconds,
             "wall_seconds": limits.wall_seconds,
@@ -80,20 +94,21 @@ class _Worker:
             "output_kb": limits.output_kb,
         }
         try:
-            reply(ours, (str(self.scratch), settings, self.without))
-            state, details = decode(receive(ours))
+            self.socket.sendall(frame((str(self.scratch), settings, self.without)))
+            state, details = decode(receive(self.socket.recv))
         except _LOST as error:
             self.stop()
             raise SandboxUnavailable(f"a fork server did not start: {error!r}") from error
         if state != "ready":
             self.stop()
             raise SandboxUnavailable(f"a fork server did not start: {details}")
-        self.isolation = tuple(details)
+        self.layers = details
 
     def send(self, job: Job) -> None:
         self.deadline = time.monotonic() + MAX_PERIODS * self.limits.wall_seconds + _GRACE_SECONDS
         self.socket.settimeout(_GRACE_SECONDS)
-        reply(self.socket, (job.setup_code, job.code, job.expressions, job.exports, job.stdout, job.files))
+        tests = _encoded_tests(job.setup_code, job.expressions)
+        self.socket.sendall(frame((tests, job.code, job.exports, job.stdout, job.files)))
 
     def stop(self) -> None:
         """End the server and everything it runs."""
@@ -105,16 +120,17 @@ class _Worker:
             self.process.wait()
 
     def restart(self) -> None:
-        self.socket.close()
-        self.process.kill()
+        self.process.kill()  # before its socket closes: a server that is hung up on removes its folders
         self.process.wait()
+        self.socket.close()
         shutil.rmtree(self.scratch, ignore_errors=True)
         self.scratch.mkdir(exist_ok=True)
-        self.start()
+        self.launch()
+        self.await_ready()
 
 
 class Sandbox:
-    """Context manager over `limits.workers` fork servers. `isolation` names the active layers of containment.
+    """Context manager over `limits.workers` fork servers, as many as there are cores if that is None.
 
     `without` leaves layers out, to measure what they cost and to test what remains. Raises SandboxUnavailable
     on entering when a server cannot start, or when Landlock or seccomp is missing and `allow_weak` is false.
@@ -123,7 +139,7 @@ class Sandbox:
     def __init__(self, limits: SandboxLimits, without: tuple[Layer, ...] = ()) -> None:
         self.limits = limits
         self.without = without
-        self.isolation: list[str] = []
+        self.layers: Layers = {}  # layer of containment -> "" if active, else why not
         self._workers: list[_Worker] = []
         self._folder: Path | None = None
 
@@ -131,17 +147,18 @@ class Sandbox:
         self._folder = Path(tempfile.mkdtemp(prefix="sandbox-"))
         self._folder.chmod(0o711)  # an unprivileged child must pass through to its own folder
         try:
-            for number in range(self.limits.workers):
+            for number in range(self.limits.workers or len(os.sched_getaffinity(0))):
                 scratch = self._folder / f"worker{number}"
                 scratch.mkdir()
                 self._workers.append(_Worker(scratch, self.limits, self.without))
-            self.isolation = ["new session", "resource limits", *self._workers[0].isolation]
+            for worker in self._workers:
+                worker.await_ready()
+            self.layers = {"new session": "", "resource limits": "", **self._workers[0].layers}
             if self.missing and not self.limits.allow_weak:
                 raise SandboxUnavailable(
-                    f"this host offers no {' and no '.join(self.missing)}, so answers could reach files or "
-                    f"processes outside their sandbox (active: {', '.join(self.isolation)}); run on another "
-                    f"host, or accept the risk with sandbox.allow_weak: true"
+                    f"{self._weakness()}; run on another host, or accept the risk with sandbox.allow_weak: true"
                 )
+            self._announce()
         except BaseException:
             self.close()
             raise
@@ -162,9 +179,30 @@ class Sandbox:
             self._folder = None
 
     @property
+    def isolation(self) -> tuple[str, ...]:
+        """Names of the active layers of containment."""
+        return tuple(layer for layer, why_not in self.layers.items() if not why_not)
+
+    @property
     def missing(self) -> list[str]:
         """Layers without which an answer is not contained; empty on a good host."""
         return [layer for layer in STRONG if layer not in self.isolation]
+
+    def _weakness(self) -> str:
+        missing = " and ".join(f"no {layer} ({self.layers[layer]})" for layer in self.missing)
+        return (
+            f"this host offers {missing}, so answers could reach files or processes outside their sandbox "
+            f"(active: {', '.join(self.isolation)})"
+        )
+
+    def _announce(self) -> None:
+        """Say what contains the answers: once per process, and again if it changes."""
+        line = f"sandbox: {len(self._workers)} workers; {', '.join(self.isolation)}"
+        if self.missing:
+            line = f"WARNING: weak sandbox, allowed by sandbox.allow_weak: {self._weakness()}"
+        if line not in _announced:
+            _announced.add(line)
+            print(line, file=sys.stderr, flush=True)
 
     @property
     def server_pids(self) -> list[int]:
@@ -189,7 +227,8 @@ class _Run:
         self.limits = limits
         self.waiting = collections.deque((index, 0) for index in range(len(batch)))  # index, attempt
         self.idle = list(workers)
-        self.busy: list[_Worker] = []
+        self.busy: dict[int, _Worker] = {}  # by the descriptor of its socket
+        self.poll = select.poll()  # select.select would refuse descriptors above 1023
         self.done: dict[int, JobResult] = {}
 
     def results(self) -> list[JobResult]:
@@ -200,7 +239,7 @@ class _Run:
                 if self.busy:
                     self.collect()
         except BaseException:  # an interrupt: a reply still to come must not be taken for the next batch's
-            for worker in self.busy:
+            for worker in self.busy.values():
                 worker.restart()
             raise
         return [self.done[index] for index in range(len(self.batch))]
@@ -208,7 +247,8 @@ class _Run:
     def hand_out(self, worker: _Worker) -> None:
         index, attempt = self.waiting.popleft()
         worker.job = (index, attempt)
-        self.busy.append(worker)
+        self.busy[worker.socket.fileno()] = worker
+        self.poll.register(worker.socket, select.POLLIN)
         try:
             worker.send(self.batch[index])
         except _LOST as error:
@@ -216,42 +256,37 @@ class _Run:
 
     def collect(self) -> None:
         """Wait for the first replies, or the first deadline."""
-        pause = max(0.0, min(worker.deadline for worker in self.busy) - time.monotonic())
-        with selectors.DefaultSelector() as selector:  # select.select would refuse descriptors above 1023
-            for worker in self.busy:
-                selector.register(worker.socket, selectors.EVENT_READ, worker)
-            ready = [key.data for key, _ in selector.select(pause)]
-        for worker in list(self.busy):
-            if worker in ready:
-                self.receive(worker)
-            elif worker.deadline < time.monotonic():
+        pause = max(0.0, min(worker.deadline for worker in self.busy.values()) - time.monotonic())
+        for descriptor, _ in self.poll.poll(1000 * pause):
+            self.receive(self.busy[descriptor])
+        for worker in list(self.busy.values()):
+            if worker.deadline < time.monotonic():
                 self.lost(worker, "server does not answer")
 
     def receive(self, worker: _Worker) -> None:
         try:
-            report = decode(receive(worker.socket))
+            report = decode(receive(worker.socket.recv))
         except _LOST as error:
             self.lost(worker, f"server lost: {error!r}")
             return
-        if report[0] == "error":
-            self.again(worker, report[1])
+        if report[0] == "error":  # it may have been damaged: a new one takes its place
+            self.lost(worker, report[1])
         else:
             self.done[worker.job[0]] = interpret(report, self.limits)
             self.release(worker)
 
     def lost(self, worker: _Worker, why: str) -> None:
-        worker.restart()
-        self.again(worker, why)
-
-    def again(self, worker: _Worker, why: str) -> None:
-        """Our fault: the job gets a second attempt, but no third."""
+        """Our fault: the job gets a second attempt, but no third, and the worker a new server."""
         index, attempt = worker.job
         if attempt == 0:
             self.waiting.appendleft((index, 1))
         else:
             self.done[index] = JobResult("killed", machinery_error=why)
         self.release(worker)
+        worker.restart()
 
     def release(self, worker: _Worker) -> None:
-        self.busy.remove(worker)
+        descriptor = worker.socket.fileno()
+        self.poll.unregister(descriptor)
+        del self.busy[descriptor]
         self.idle.append(worker)

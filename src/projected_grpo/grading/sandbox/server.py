@@ -8,139 +8,121 @@ own pid namespace, so that an answer can neither signal it nor leave anything be
 from __future__ import annotations
 
 import contextlib
+import functools
 import gc
 import os
 import select
 import signal
-import socket
-import stat
 import time
 import types
 from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 from . import child, confine
-from .wire import decode, encode
+from .folder import WorkFolder, remove_tree
+from .wire import decode, encode, frame, receive
 
 _exit = os._exit  # an answer may replace the attribute, and must not get further than this
-FILE_LIMIT = 4096  # bytes of a result file that are handed back
 BUSY_SHARE = 0.02  # of a wall period: who computes more, on a crowded host too, is judged by CPU time
 MAX_PERIODS = 10  # wall periods after which even a busy process ends
 MAX_SETUPS = 16
-MAX_COMPILED = 256
+MAX_TEST_SETS = 64
 
 # Imported before the first fork, so that no answer pays for them.
-WARM = ("bisect", "collections", "copy", "dataclasses", "functools", "heapq", "itertools", "math", "operator",
-        "random", "re", "string", "typing")  # fmt: skip
+WARM = ("bisect", "collections", "copy", "dataclasses", "datetime", "functools", "heapq", "itertools", "math",
+        "operator", "random", "re", "string", "typing")  # fmt: skip
 
 
-def receive(connection: socket.socket) -> bytes:
-    """One length-prefixed message. Raises EOFError when the other side is gone."""
-    size = int.from_bytes(_exactly(connection, 4), "big")
-    return _exactly(connection, size)
+class Setup(NamedTuple):
+    """What a child starts from. It may change both dictionaries: after the fork they are its own."""
 
-
-def _exactly(connection: socket.socket, size: int) -> bytes:
-    data = bytearray()
-    while len(data) < size:
-        chunk = connection.recv(min(size - len(data), 1 << 20))
-        if not chunk:
-            raise EOFError
-        data += chunk
-    return bytes(data)
-
-
-def reply(connection: socket.socket, value: object) -> None:
-    """Send one length-prefixed message."""
-    data = encode(value)
-    connection.sendall(len(data).to_bytes(4, "big") + data)
+    module: types.ModuleType  # becomes the answer's
+    names: dict[str, object]  # the set-up's, in which expressions are evaluated
 
 
 class Server:
     """Runs one job at a time in `scratch`, a folder of its own."""
 
     def __init__(self, scratch: str, limits: dict[str, float], without: Sequence[str], owns_pids: bool) -> None:
-        self.scratch = scratch
         self.cpu_seconds = limits["cpu_seconds"]
         self.wall_seconds = limits["wall_seconds"]
-        self.memory_mb = int(limits["memory_mb"])
         self.output_limit = int(limits["output_kb"]) << 10
         self.owns_pids = owns_pids
-        self.confinement = confine.Confinement(scratch, without)
-        self.setups: dict[str, dict[str, object]] = {}
-        self.compiled: dict[str, types.CodeType] = {}
-        self.jobs = 0
+        self.confinement = confine.Confinement(without)
+        self.folder = WorkFolder(scratch, self.confinement.open_folder)
+        self.limits = child.own_limits(self.cpu_seconds, int(limits["memory_mb"]))
+        child.limit_inherited()
+        self.setups: dict[str, Setup] = {}
+        self.test_sets: dict[bytes, tuple[Setup, list[types.CodeType]]] = {}
 
-    def setup(self, code: str) -> dict[str, object]:
-        """Names that the set-up code defines; executed once per distinct code."""
+    def setup(self, code: str) -> Setup:
+        """What the set-up code defines; executed once per distinct code."""
         if code not in self.setups:
-            if len(self.setups) >= MAX_SETUPS:
-                self.setups.clear()
+            drop_oldest(self.setups, MAX_SETUPS)
             names: dict[str, object] = {"__name__": "setup"}
             exec(compile(code, "setup.py", "exec", dont_inherit=True), names)
             names.pop("pow", None)  # `from math import *` hides the built-in, which takes a modulus
-            self.setups[code] = names
+            # A module of its own, known by name: dataclasses and pickling look it up, and its __name__ is not
+            # __main__.
+            module = types.ModuleType("answer")
+            module.__dict__.update(names, __name__="answer")
+            self.setups[code] = Setup(module, dict(names))
             gc.collect()
             gc.freeze()  # keeps a child's collector off the shared pages
         return self.setups[code]
 
-    def expression(self, text: str) -> types.CodeType:
-        """The compiled expression; compiled once, since a group of answers shares its tests."""
-        if text not in self.compiled:
-            if len(self.compiled) >= MAX_COMPILED:
-                self.compiled.clear()
-            self.compiled[text] = compile(text, "test.py", "eval", dont_inherit=True)
-        return self.compiled[text]
+    def test_set(self, encoded: bytes) -> tuple[Setup, list[types.CodeType]]:
+        """Set-up and compiled expressions; prepared once, since a group of answers shares its tests."""
+        if encoded not in self.test_sets:
+            drop_oldest(self.test_sets, MAX_TEST_SETS)
+            setup_code, expressions = decode(encoded)
+            compiled = [compile(text, "test.py", "eval", dont_inherit=True) for text in expressions]
+            self.test_sets[encoded] = self.setup(setup_code), compiled
+        return self.test_sets[encoded]
 
-    def run(self, job: tuple[str, str, tuple[str, ...], tuple[str, ...], bool, tuple[str, ...]]) -> tuple:
+    def run(self, job: tuple[bytes, str, tuple[str, ...], bool, tuple[str, ...]]) -> tuple:
         """(how it ended, wait status, reply bytes, printed bytes, files, CPU seconds) of one job."""
-        setup_code, code, expressions, exports, wants_stdout, file_names = job
-        names = self.setup(setup_code)
-        compiled = [self.expression(text) for text in expressions]
-        self.jobs += 1
-        folder = os.path.join(self.scratch, f"job{self.jobs}")
-        os.mkdir(folder, 0o700)
-        if self.confinement.drop_uid:
-            os.chown(folder, 65534, 65534)
-        folder_fd = os.open(folder, os.O_PATH | os.O_DIRECTORY)
-        reply_r, reply_w = os.pipe()
+        tests, code, exports, wants_stdout, file_names = job
+        setup, compiled = self.test_set(tests)
+        # A file, not a pipe: the server sleeps until the child has ended, however many values come.
+        reply_fd = os.memfd_create("reply")
         out_r, out_w = os.pipe() if wants_stdout else (-1, -1)
         pid = os.fork()
         if pid == 0:
             try:
                 os.setsid()
-                os.chdir(folder)
+                os.fchdir(self.folder.fd)
                 if wants_stdout:
                     os.dup2(out_w, 1)
-                child.limit_resources(self.cpu_seconds, self.memory_mb)
+                child.limit_resources(self.limits)
                 self.confinement.enter()
-                os.dup2(reply_w, child.REPLY_FD)
+                os.dup2(reply_fd, child.REPLY_FD)
                 os.closerange(child.REPLY_FD + 1, 1024)
-                child.run_answer(names, code, compiled, exports)
+                child.run_answer(setup.module, setup.names, code, compiled, exports)
             finally:
                 _exit(1)
         try:
-            os.close(reply_w)
             if wants_stdout:
                 os.close(out_w)
-            ended, status, answer, printed, cpu = self._watch(pid, reply_r, out_r)
-            files = {name: data for name in file_names if (data := read_regular(folder_fd, name)) is not None}
+            ended, status, printed, cpu = self._watch(pid, out_r)
+            answer = os.pread(reply_fd, 2 * child.REPLY_LIMIT, 0)
+            files = {name: data for name in file_names if (data := self.folder.read(name)) is not None}
             return ended, status, answer, printed, files, cpu
         finally:
-            for fd in (reply_r, out_r, folder_fd):
+            for fd in (reply_fd, out_r):
                 if fd >= 0:
                     os.close(fd)
-            remove_tree(folder)
+            self.folder.renew()
 
-    def _watch(self, pid: int, reply_r: int, out_r: int) -> tuple[str, int, bytes, bytes, float]:
-        """Collect what the child writes until it ends or breaks a limit; leaves no process behind."""
+    def _watch(self, pid: int, out_r: int) -> tuple[str, int, bytes, float]:
+        """Wait until the child ends or breaks a limit, collecting what it prints; leaves no process behind."""
         pidfd = os.pidfd_open(pid)
-        streams = {fd: bytearray() for fd in (reply_r, out_r) if fd >= 0}
+        printed = bytearray()
         poll = select.poll()
-        for fd in (*streams, pidfd):
-            poll.register(fd, select.POLLIN)
-        for fd in streams:
-            os.set_blocking(fd, False)
-        limits = {reply_r: 2 * child.REPLY_LIMIT, out_r: self.output_limit}
+        poll.register(pidfd, select.POLLIN)
+        if out_r >= 0:
+            poll.register(out_r, select.POLLIN)
+            os.set_blocking(out_r, False)
         clock = ((~pid) << 3) | 2  # CPU time of another process, as clock_getcpuclockid(3) names it
         start = time.monotonic()
         check = start + self.cpu_seconds
@@ -150,10 +132,8 @@ class Server:
             for fd, _ in poll.poll(wait * 1000 + 1):
                 if fd == pidfd:
                     ended = "exit"
-                elif not drain(fd, streams[fd], limits[fd]):
+                elif not drain(fd, printed, self.output_limit):
                     poll.unregister(fd)
-            if len(streams[reply_r]) > child.REPLY_LIMIT + 4096:
-                ended = "flood"
             now = time.monotonic()
             if ended or now < check:
                 continue
@@ -170,10 +150,9 @@ class Server:
             os.kill(pid, signal.SIGKILL)
         _, status, usage = os.wait4(pid, 0)
         self._clear_processes(pid)
-        for fd, data in streams.items():
-            drain(fd, data, limits[fd])
-        cpu = usage.ru_utime + usage.ru_stime
-        return ended, status, bytes(streams[reply_r]), bytes(streams.get(out_r, b"")), cpu
+        if out_r >= 0:
+            drain(out_r, printed, self.output_limit)
+        return ended, status, bytes(printed), usage.ru_utime + usage.ru_stime
 
     def _clear_processes(self, pid: int) -> None:
         """Kill and reap whatever the child left behind."""
@@ -192,6 +171,12 @@ class Server:
             time.sleep(0.001)
 
 
+def drop_oldest(cache: dict, limit: int) -> None:
+    """Make room for one more entry."""
+    while len(cache) >= limit:
+        del cache[next(iter(cache))]
+
+
 def drain(fd: int, data: bytearray, limit: int) -> bool:
     """Read what is there, keep up to `limit` bytes; False at the end of the stream."""
     while True:
@@ -206,49 +191,7 @@ def drain(fd: int, data: bytearray, limit: int) -> bool:
             return True  # the poll comes back for more, and looks at the clock in between
 
 
-def read_regular(folder_fd: int, name: str) -> bytes | None:
-    """The first bytes of a regular file, never following a link; None where there is none."""
-    try:
-        fd = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=folder_fd)
-    except OSError:
-        return None
-    try:
-        return os.read(fd, FILE_LIMIT) if stat.S_ISREG(os.fstat(fd).st_mode) else None
-    finally:
-        os.close(fd)
-
-
-def remove_tree(path: str) -> None:
-    """Remove a folder that an answer has used, whatever it left there; none of its processes is alive.
-
-    Folders are emptied into the top one before they go, so that no depth of nesting breaks a limit.
-    """
-    try:
-        os.rmdir(path)  # nearly always empty
-        return
-    except OSError:
-        pass
-    if os.path.islink(path) or not os.path.isdir(path):
-        if os.path.lexists(path):
-            os.unlink(path)
-        return
-    os.chmod(path, 0o700)
-    moved = 0
-    while names := os.listdir(path):
-        for name in names:
-            entry = os.path.join(path, name)
-            if os.path.islink(entry) or not os.path.isdir(entry):
-                os.unlink(entry)
-                continue
-            os.chmod(entry, 0o700)
-            for inner in os.listdir(entry):
-                moved += 1
-                os.rename(os.path.join(entry, inner), os.path.join(path, f"moved {os.getpid()} {moved}"))
-            os.rmdir(entry)
-    os.rmdir(path)
-
-
-def probe(server: Server) -> list[str]:
+def probe(server: Server) -> confine.Layers:
     """Enter the confinement in a child that then works as an answer does; returns the layers, raises if it
     cannot.
     """
@@ -257,48 +200,68 @@ def probe(server: Server) -> list[str]:
     pid = os.fork()
     if pid == 0:
         try:
-            active = server.confinement.enter()
+            layers = server.confinement.enter()
             __import__("colorsys")  # any module not yet loaded
-            os.write(writer, "\n".join(active).encode())
+            os.write(writer, encode(layers))
             os._exit(0)
         finally:
             os._exit(1)
     os.close(writer)
     _, status = os.waitpid(pid, 0)
-    with os.fdopen(reader) as stream:
-        layers = stream.read().splitlines()
+    with os.fdopen(reader, "rb") as stream:
+        report = stream.read()
     if status != 0:
         raise RuntimeError("a confined child cannot import the standard library")
-    return layers
+    entered: confine.Layers = decode(report)
+    return entered
 
 
-def serve(connection: socket.socket, server: Server) -> None:
+class Connection:
+    """The other side, through a bare descriptor: the `socket` module would weigh on every fork."""
+
+    def __init__(self, fd: int) -> None:
+        self.fd = os.dup(fd)  # a low number, which children close
+        os.close(fd)
+        self.read = functools.partial(os.read, self.fd)
+
+    def receive(self) -> Any:
+        """The next message. Raises EOFError when the other side has hung up."""
+        return decode(receive(self.read))
+
+    def send(self, value: object) -> None:
+        """Raises BrokenPipeError when the other side has hung up."""
+        view = memoryview(frame(value))
+        while view:
+            view = view[os.write(self.fd, view) :]
+
+
+def serve(connection: Connection, server: Server) -> None:
     """Answer jobs until the other side hangs up."""
-    while True:
-        try:
-            job = decode(receive(connection))
-        except (EOFError, ConnectionError):
-            return
-        try:
-            result = server.run(job)
-        except Exception as error:  # our fault, whatever it is: reported as such, never as a verdict
-            reply(connection, ("error", f"{type(error).__name__}: {error}"))
-            continue
-        reply(connection, result)
+    with contextlib.suppress(EOFError, ConnectionError):
+        while True:
+            job = connection.receive()
+            try:
+                result = server.run(job)
+            except Exception as error:  # our fault, whatever it is: reported as such, never as a verdict
+                result = ("error", f"{type(error).__name__}: {error}")
+            connection.send(result)
 
 
 def main(socket_fd: int) -> None:
     """Entry point of the server's interpreter."""
-    connection = socket.socket(fileno=socket_fd)
+    connection = Connection(socket_fd)
     os.environ.clear()
-    scratch, limits, without = decode(receive(connection))
-    namespaces = [] if "namespaces" in without else confine.enter_namespaces(scratch)
-    owns_pids = "pid namespace" in namespaces
+    scratch, limits, without = connection.receive()
+    namespaces = confine.enter_namespaces(scratch, "namespaces" in without)
+    owns_pids = not namespaces["pid namespace"]
     if owns_pids:
         pid = os.fork()
         if pid:
-            connection.close()
-            os._exit(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) & 0xFF)
+            os.close(connection.fd)
+            code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
+            if code == 0:
+                remove_scratch(scratch)
+            os._exit(code & 0xFF)
         confine.prctl(confine.PR_SET_PDEATHSIG, signal.SIGKILL)
     else:
         confine.prctl(confine.PR_SET_CHILD_SUBREAPER, 1)
@@ -306,9 +269,19 @@ def main(socket_fd: int) -> None:
         __import__(name)
     try:
         server = Server(scratch, limits, without, owns_pids)
-        layers = namespaces + probe(server)
+        layers = namespaces | probe(server)
     except Exception as error:
-        reply(connection, ("error", f"{type(error).__name__}: {error}"))
-        return
-    reply(connection, ("ready", layers))
-    serve(connection, server)
+        connection.send(("error", f"{type(error).__name__}: {error}"))
+    else:
+        connection.send(("ready", layers))
+        serve(connection, server)
+    if not owns_pids:
+        remove_scratch(scratch)
+
+
+def remove_scratch(scratch: str) -> None:
+    """When the other side has hung up: it may have been killed, with nobody left to remove its folders."""
+    confine.unmount(scratch)
+    with contextlib.suppress(OSError):
+        remove_tree(scratch)
+        os.rmdir(os.path.dirname(scratch))  # refused while another worker's is in it

@@ -8,6 +8,7 @@ decoding builds plain built-in values only, and nesting is bounded. No pickle, n
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 from typing import Any
 
 MAX_DEPTH = 100
@@ -150,3 +151,24 @@ def decode(data: bytes) -> Any:
     if reader.at != len(data):
         raise Malformed("bytes left over")
     return value
+
+
+def frame(value: object) -> bytes:
+    """`value` as a message between the lab and a fork server: its length, then its encoding."""
+    data = encode(value)
+    return len(data).to_bytes(4, "big") + data
+
+
+def receive(read: Callable[[int], bytes]) -> bytes:
+    """The encoding in the next message; `read` gives up to so many bytes. Raises EOFError if it gives none."""
+    return _exactly(read, int.from_bytes(_exactly(read, 4), "big"))
+
+
+def _exactly(read: Callable[[int], bytes], size: int) -> bytes:
+    data = bytearray()
+    while len(data) < size:
+        chunk = read(min(size - len(data), 1 << 20))
+        if not chunk:
+            raise EOFError
+        data += chunk
+    return bytes(data)

@@ -2,9 +2,10 @@
 
 from projected_grpo.grading.verdict.answer import extract_code
 from projected_grpo.grading.verdict.grader import GradedProblem, Grader, GraderBroken, Submission, Verdict
-from projected_grpo.grading.verdict.loopholes import LOOPHOLES, Channel
+from projected_grpo.grading.verdict.loopholes import CHANNELS, LOOPHOLES, Channel
 
 __all__ = [
+    "CHANNELS",
     "LOOPHOLES",
     "Channel",
     "GradedProblem",

@@ -18,19 +18,20 @@ _SKIPPED = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING)
 
 
 def extract_code(completion: str) -> str | None:
-    """The code of the last fenced block tagged as Python, else of the last untagged one, else None.
+    """The code of all fenced blocks tagged as Python, in order; if there are none, of the untagged ones; else None.
 
-    Other blocks (shell, expected output) are passed over. An unclosed block ends with the text. Fences of
-    more than three marks, tildes, Windows line ends, indentation and a byte order mark are accepted.
+    Models spread one program over several blocks, and where a later block repeats the class, it is the later one that
+    counts, as in any program. Other blocks (shell, expected output) are passed over. An unclosed block ends with the
+    text. Fences of more than three marks, tildes, Windows line ends, indentation and a byte order mark are accepted.
     """
-    blocks: dict[bool, str] = {}  # tagged as Python -> its last block
+    blocks: dict[bool, list[str]] = {}  # whether tagged as Python -> the blocks
     fence, tag = "", ""
     lines: list[str] = []
 
     def close() -> None:
         code = textwrap.dedent("\n".join(lines)).lstrip("\ufeff").rstrip("\n") + "\n"
         if tag in _PYTHON or not tag:
-            blocks[bool(tag)] = code
+            blocks.setdefault(bool(tag), []).append(code)
         lines.clear()
 
     for line in completion.replace("\r\n", "\n").split("\n"):
@@ -48,7 +49,8 @@ def extract_code(completion: str) -> str | None:
             lines.append(line)
     if fence:
         close()
-    return blocks.get(True, blocks.get(False))
+    kept = blocks.get(True) or blocks.get(False)
+    return "\n".join(kept) if kept else None
 
 
 class Word(NamedTuple):

@@ -33,11 +33,12 @@ class _Infinity(ast.NodeTransformer):
         return ast.Constant(math.inf) if node.id == "inf" else node
 
 
-@functools.lru_cache(maxsize=4096)
+@functools.lru_cache(maxsize=1 << 15)  # a set of real problems has some ten thousand
 def read_test(text: str) -> HiddenTest:
     """Split `assert Solution().f(x = 1) == 2`. The expected side is a literal, `inf` and `-inf` included."""
     try:
-        (statement,) = ast.parse(text.strip()).body
+        source = text.strip()
+        (statement,) = ast.parse(source).body
     except (SyntaxError, ValueError) as error:
         raise MalformedTest(f"not one Python statement: {text[:200]!r}") from error
     match statement:
@@ -49,13 +50,16 @@ def read_test(text: str) -> HiddenTest:
         value = ast.literal_eval(_Infinity().visit(expected))
     except ValueError as error:
         raise MalformedTest(f"the expected value is not a literal: {text[:200]!r}") from error
-    return HiddenTest(ast.unparse(call), value)
+    one_line = "\n" not in source  # then the call's place is known, in bytes; writing it anew takes ten times as long
+    expression = source.encode()[call.col_offset : call.end_col_offset].decode() if one_line else ast.unparse(call)
+    return HiddenTest(expression, value)
 
 
 def same(got: object, expected: object) -> bool:
-    """Whether an answer's value is the expected one. Types must be equal and exact, with one exception.
+    """Whether an answer's value is the expected one. Types must be equal and exact, numbers excepted.
 
-    - None, bool, int, str: same type, same value; True is not 1, 2.0 is not 2.
+    - None, bool, str: same type, same value; True is not 1.
+    - int expected: an int or a float of exactly that value: tests write 2 where the method returns a float.
     - float expected: an int or a float within 1e-6 of it, relatively; infinities by sign; NaN equals nothing.
     - list and tuple: same type, same length, same items in order; a tuple is not a list.
     - dict: same keys, same items, whatever the order. set: same members.
@@ -64,11 +68,13 @@ def same(got: object, expected: object) -> bool:
     kind = type(expected)
     if kind is float:
         return _close(got, expected)  # type: ignore[arg-type]
+    if kind is int:
+        return type(got) in (int, float) and got == expected
     if type(got) is not kind:
         return False
     if expected is None:
         return True
-    if kind in (bool, int, str, bytes):
+    if kind in (bool, str, bytes):
         return got == expected
     if kind in (list, tuple):
         return len(got) == len(expected) and all(map(same, got, expected))  # type: ignore[arg-type, call-overload]

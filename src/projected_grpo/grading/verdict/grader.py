@@ -130,7 +130,7 @@ def plan(submission: Submission) -> Plan:
     main = Job(problem.setup_code, code, tuple(test.expression for test in tests))
     side = None
     if channel is not None and attempts(channel, code, submission.token):
-        side = channel.job(problem.setup_code, code, submission.token, tests[0].expression)
+        side = channel.job(problem.setup_code, code, submission.token, tests[0])
     return Plan(submission, tests, main, channel, side)
 
 

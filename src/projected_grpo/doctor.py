@@ -1,0 +1,117 @@
+"""`projected-grpo doctor`: what this host offers, and whether the selected scale can run on it.
+
+Nothing is loaded to find out: torch's version comes from its metadata. The sandbox is opened for real, since what a
+kernel allows is known only by trying.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import importlib.metadata
+import os
+import platform
+import shutil
+import sys
+import tempfile
+from pathlib import Path
+
+from projected_grpo.errors import LabError
+from projected_grpo.grading.sandbox import Sandbox, SandboxLimits, SandboxUnavailable
+from projected_grpo.settings.loader import active_scale, read_params, section
+from projected_grpo.settings.sandbox import SandboxSettings
+
+LIBRARIES = ("torch", "transformers", "trl", "peft")
+OLDEST_PYTHON = (3, 11)
+
+
+@dataclasses.dataclass(frozen=True)
+class Diagnosis:
+    """What was found, line by line, and what must change before anything can run."""
+
+    lines: tuple[str, ...]
+    obstacles: tuple[str, ...]
+
+    @property
+    def go(self) -> bool:
+        return not self.obstacles
+
+    def __str__(self) -> str:
+        verdict = "go" if self.go else f"no-go: {'; '.join(self.obstacles)}"
+        return "\n".join([*self.lines, verdict])
+
+
+def examine(params: str | os.PathLike[str] = "params.yaml") -> Diagnosis:
+    """Look at the host, and at `params` if that file exists; never raises for what it finds."""
+    parts = [_host(), _libraries()]
+    selected, where = None, f"no {os.fspath(params)} here, so weak isolation counts as not allowed"
+    obstacles = []
+    if Path(params).exists():
+        try:
+            content = read_params(params)
+            selected = section(content, "sandbox", SandboxSettings)
+            where = f"scale {active_scale(content)}: sandbox.allow_weak is {str(selected.allow_weak).lower()}"
+        except LabError as error:
+            where = f"{os.fspath(params)} is not valid"
+            obstacles.append(f"correct {error.setting}: {error.rule} (`projected-grpo validate` shows all faults)")
+    parts.append(_sandbox(selected is not None and selected.allow_weak))
+    parts.append(Diagnosis((f"settings  {where}",), tuple(obstacles)))
+    return Diagnosis(
+        tuple(line for part in parts for line in part.lines),
+        tuple(obstacle for part in parts for obstacle in part.obstacles),
+    )
+
+
+def _host() -> Diagnosis:
+    obstacles = []
+    if sys.version_info < OLDEST_PYTHON:
+        obstacles.append(f"use Python {'.'.join(map(str, OLDEST_PYTHON))} or later")
+    if platform.system() != "Linux":
+        return Diagnosis((f"platform  {platform.platform()}",), (*obstacles, "run on Linux"))
+    lines = (
+        f"python    {platform.python_version()} at {sys.executable}",
+        f"platform  {platform.system()} {platform.release()} {platform.machine()}",
+        f"cores     {len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
+        f"memory    {_free_memory_gib():.1f} GiB free",
+        f"disk      {_free_disk_gib('.'):.1f} GiB free here, {_free_disk_gib(tempfile.gettempdir()):.1f} GiB "
+        f"in {tempfile.gettempdir()}",
+    )
+    return Diagnosis(lines, tuple(obstacles))
+
+
+def _free_memory_gib() -> float:
+    """What the kernel says can be had without swapping, GiB."""
+    fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    return int(fields["MemAvailable"].split()[0]) / 2**20
+
+
+def _free_disk_gib(path: str) -> float:
+    return shutil.disk_usage(path).free / 2**30
+
+
+def _libraries() -> Diagnosis:
+    found, absent = [], []
+    for name in LIBRARIES:
+        try:
+            found.append(f"{name} {importlib.metadata.version(name)}")
+        except importlib.metadata.PackageNotFoundError:
+            absent.append(name)
+    obstacles = (f"install {', '.join(absent)} (`make setup`)",) if absent else ()
+    return Diagnosis((f"libraries {', '.join(found) or 'none of those that train'}",), obstacles)
+
+
+def _sandbox(allow_weak: bool) -> Diagnosis:
+    try:
+        with Sandbox(SandboxLimits(workers=1, allow_weak=True)) as sandbox:
+            layers, missing = sandbox.layers, sandbox.missing
+    except (SandboxUnavailable, OSError) as error:
+        return Diagnosis((f"sandbox   cannot start: {error}",), ("make the sandbox start, see above",))
+    lines = [f"sandbox   active: {', '.join(layer for layer, why_not in layers.items() if not why_not)}"]
+    lines += [f"          missing: {layer} ({why_not})" for layer, why_not in layers.items() if why_not]
+    lines.append(f"          strong: {'no' if missing else 'yes'}{', weak allowed' if missing and allow_weak else ''}")
+    if not missing or allow_weak:
+        return Diagnosis(tuple(lines), ())
+    change = (
+        f"run on a host that offers {' and '.join(missing)}, or accept that answers may reach your files and "
+        f"processes: scales.<scale>.sandbox.allow_weak: true"
+    )
+    return Diagnosis(tuple(lines), (change,))
