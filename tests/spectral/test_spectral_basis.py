@@ -75,6 +75,17 @@ def test_cache_is_used_and_belongs_to_one_weight_and_rank(tmp_path: Path) -> Non
     assert len(list(tmp_path.iterdir())) == 4
 
 
+def test_factors_of_a_lower_precision_are_cached_apart(tmp_path: Path) -> None:
+    weight = matrix(6, 8)
+    full = svd_basis(weight, None, tmp_path)
+    for _ in range(2):
+        low = svd_basis(weight, None, tmp_path, torch.bfloat16)
+        assert torch.equal(low.U, full.U.bfloat16())
+        assert torch.equal(low.Vh, full.Vh.bfloat16())
+        assert torch.equal(low.S, full.S)
+    assert len(list(tmp_path.iterdir())) == 2
+
+
 def test_cache_holds_what_is_returned(tmp_path: Path) -> None:
     weight = matrix(6, 8)
     svd_basis(weight, None, tmp_path)

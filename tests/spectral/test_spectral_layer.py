@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from projected_grpo.spectral import SpectralLinear
+from projected_grpo.spectral import Factors, SpectralLinear
 from projected_grpo.spectral.layer import SpectralLayer
 
 
@@ -22,7 +22,8 @@ def make_layer(
     bias: bool = True,
 ) -> SpectralLinear:
     torch.manual_seed(4)
-    layer = SpectralLinear(nn.Linear(shape[1], shape[0], bias=bias, dtype=dtype).requires_grad_(False), rank)
+    linear = nn.Linear(shape[1], shape[0], bias=bias, dtype=dtype).requires_grad_(False)
+    layer = SpectralLinear(linear, Factors.of(linear.weight, rank))
     layer.update_layer("default")
     with torch.no_grad():
         layer.spectral_delta["default"].normal_()

@@ -22,6 +22,11 @@ from projected_grpo.spectral import SpectralConfig, spectral_layers
         ({"target_modules": ["q_proj", 3]}, "got .'q_proj', 3"),
         ({"exclude_modules": ""}, "exclude_modules must be .*; got ''"),
         ({"basis_cache": 1}, "basis_cache must be a directory name or None; got 1"),
+        ({"mode": "fused"}, "mode must be one of 'auto', 'folded', 'factored'; got 'fused'"),
+        ({"factors_dtype": "int8"}, "factors_dtype must be one of None, 'bfloat16', .*; got 'int8'"),
+        ({"factors_device": "cuda"}, "factors_device must be one of None, 'cpu', 'disk'; got 'cuda'"),
+        ({"factors_device": "disk"}, "maps the factors from basis_cache: name a directory"),
+        ({"factors_device": "cpu", "mode": "factored"}, "leave factors_device=None; got 'cpu'"),
     ],
 )
 def test_bad_settings_are_refused(settings: dict[str, object], message: str) -> None:
@@ -92,4 +97,6 @@ def test_adapters_of_one_model_share_a_rank(make_adapted: MakeAdapted) -> None:
     model = make_adapted()
     with pytest.raises(ValueError, match=r"share a basis and so their rank; got .*'quarantine': 4"):
         model.add_adapter("quarantine", SpectralConfig(rank=4))
+    with pytest.raises(ValueError, match=r"share a basis and so their mode; got .*'quarantine': 'factored'"):
+        model.add_adapter("quarantine", SpectralConfig(mode="factored"))
     assert list(model.peft_config) == ["default"]

@@ -60,12 +60,13 @@ def test_auto_class_finds_base_and_adapter(ids: Tensor, tmp_path: Path) -> None:
 
 def test_saved_settings_name_no_path_and_have_one_form(make_adapted: MakeAdapted, tmp_path: Path) -> None:
     cache = tmp_path / "cache"
-    make_adapted(rank=10, exclude_modules=["q_proj", "k_proj"], basis_cache=str(cache)).save_pretrained(
-        tmp_path / "adapter"
-    )
+    make_adapted(
+        rank=10, exclude_modules=["q_proj", "k_proj"], basis_cache=str(cache), factors_device="disk"
+    ).save_pretrained(tmp_path / "adapter")
     text = (tmp_path / "adapter" / "adapter_config.json").read_text()
     settings = json.loads(text)
     assert "cache" not in text
+    assert "device" not in text
     assert settings["peft_type"] == "SPECTRAL"
     assert settings["rank"] == 10
     assert settings["exclude_modules"] == ["k_proj", "q_proj"]

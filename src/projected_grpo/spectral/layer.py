@@ -2,18 +2,24 @@
 
     W' = W + U diag(delta) Vh,   y = x W'^T + b,   W (d_out, d_in), U (d_out, r), Vh (r, d_in), delta (r,)
 
-delta is the sum over the active adapters; U and Vh are frozen and shared by all of them. W' is folded once
-per optimizer step and serves every forward pass until the next, with or without gradients; a token costs
-what it costs in the plain model. The gradient is dL/d delta = diag(U^T (dL/dW') Vh^T).
-Not promised: a write to a delta through `.data`, with no optimizer step before the next forward pass, goes
-unseen (autograd does not count it); write under `torch.no_grad()`, or call `forget()` afterwards.
+delta is the sum over the active adapters; U and Vh are frozen and shared by all of them. Two exact ways to compute y,
+and the gradient of delta: `kernels`. In the folded mode W' is made once per optimizer step and serves every forward
+pass until the next, with or without gradients; a token costs what it costs in the plain model.
+
+With factors that live elsewhere (`factors.Factors.home`), W' takes the place of W in the base layer, and W stays with
+the factors, bit for bit. It comes back when something asks for the plain model: `disable_adapter`, `unmerge`, `unload`,
+`state_dict`. Each such switch and the next folded pass cost a transfer of W and of the factors.
+
+Not promised: a write to a delta through `.data`, with no optimizer step before the next forward pass, goes unseen
+(autograd does not count it); write under `torch.no_grad()`, or call `forget()` afterwards. A write to the base layer's
+weight while W' stands in its place is lost; `load_state_dict` is safe.
 """
 
 from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -21,7 +27,8 @@ from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
-from projected_grpo.spectral.basis import svd_basis
+from projected_grpo.spectral import kernels
+from projected_grpo.spectral.factors import Factors
 
 _optimizer_steps = 0
 
@@ -35,26 +42,11 @@ def _count_step(*_: object) -> None:
 register_optimizer_step_post_hook(_count_step)
 
 
-class _DeltaOfWeight(torch.autograd.Function):
-    """Hands the folded weight on and sends its gradient to delta. Keeps U and Vh, which live anyway."""
+class Collector(Protocol):
+    """Whoever wants gradients by row or by source from the backward passes of a layer."""
 
-    @staticmethod
-    def forward(delta: Tensor, folded: Tensor, U: Tensor, Vh: Tensor) -> Tensor:  # noqa: ARG004
-        return folded.detach()
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:  # noqa: ARG004
-        delta, _, U, Vh = inputs
-        ctx.save_for_backward(U, Vh)
-        ctx.dtype = delta.dtype
-
-    @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None, None]:
-        U, Vh = ctx.saved_tensors
-        dtype = torch.promote_types(gradient.dtype, U.dtype)
-        with torch.autocast(gradient.device.type, enabled=False):
-            rotated = U.to(dtype).T @ gradient.to(dtype)  # (r, d_in)
-        return (rotated * Vh).sum(1).to(ctx.dtype), None, None, None
+    def reader(self, layer: SpectralLayer, rows: int) -> kernels.Reader:
+        """Called by each forward pass that is to be differentiated, with the length of its first dimension."""
 
 
 @dataclass(frozen=True)
@@ -74,35 +66,58 @@ def _total(deltas: tuple[Tensor, ...]) -> Tensor:
     return sum(deltas[1:], deltas[0])
 
 
+def _restore(layer: SpectralLayer, *_: object) -> None:
+    layer.restore()
+
+
 class SpectralLayer(nn.Module, BaseTunerLayer):
     """One adapted module: its frozen basis U (d_out, r), S (r,), Vh (r, d_in); a delta (r,) per adapter."""
 
     adapter_layer_names = ("spectral_delta",)
-    other_param_names = ()  # U, S, Vh stay out: PEFT would move and cast whatever is named here
+    other_param_names = ()
 
     base_layer: nn.Linear
     active_adapters: list[str]
-    U: Tensor
-    S: Tensor
-    Vh: Tensor
-    plain_weight: Tensor | None  # W, while the base layer holds a merged weight
+    collector: Collector | None = None  # set and taken away by `gradients`
 
-    def __init__(self, base_layer: nn.Linear, rank: int | None, basis_cache: str | None = None) -> None:
+    def __init__(self, base_layer: nn.Linear, factors: Factors, mode: kernels.Mode = "auto") -> None:
         super().__init__()
         self.base_layer = base_layer
         self.in_features, self.out_features = base_layer.in_features, base_layer.out_features
         self.spectral_delta = nn.ParameterDict()
         self._disable_adapters = False
         self.merged_adapters: list[str] = []
-        for name, factor in svd_basis(base_layer.weight, rank, basis_cache)._asdict().items():
-            self.register_buffer(name, factor.to(base_layer.weight.device), persistent=False)
-        self.register_buffer("plain_weight", None, persistent=False)
+        # No buffers: DDP would send them to all ranks before each pass, and `.to()` would move what lives elsewhere.
+        self.factors = factors
+        self.mode: kernels.Mode = mode
+        self.shape = kernels.Shape(self.out_features, self.in_features, factors.S.numel())
         self._folded: _Folded | None = None
+        self._plain: Tensor | None = None  # W, while the base layer's weight holds another
+        self._plain_copy: tuple[tuple[object, ...], Tensor] | None = None  # kept, so that W travels home only once
+        self.register_state_dict_pre_hook(_restore)
+        self.register_load_state_dict_pre_hook(_restore)
+
+    # ------------------------------------------------------------ the basis and the deltas
+
+    @property
+    def U(self) -> Tensor:
+        """(d_out, r), orthonormal columns, wherever it lives."""
+        return self.factors.U
+
+    @property
+    def S(self) -> Tensor:
+        """(r,), descending."""
+        return self.factors.S
+
+    @property
+    def Vh(self) -> Tensor:
+        """(r, d_in), orthonormal rows, wherever it lives."""
+        return self.factors.Vh
 
     @property
     def rank(self) -> int:
         """r: entries of a delta."""
-        return self.S.numel()
+        return self.shape.rank
 
     @property
     def active_deltas(self) -> tuple[nn.Parameter, ...]:
@@ -117,41 +132,109 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         """Switch all adapters on or off. PEFT's own version unfreezes all active adapters on the way back."""
         self._disable_adapters = not enabled
 
+    def delete_adapter(self, adapter_name: str) -> None:
+        """Remove an adapter. PEFT's own version unfreezes those that stay active."""
+        frozen = [delta for delta in self.active_deltas if not delta.requires_grad]
+        super().delete_adapter(adapter_name)
+        for delta in frozen:
+            delta.requires_grad_(False)
+
+    def get_delta_weight(self, adapter_name: str) -> Tensor:
+        """U diag(delta) Vh of one adapter, (d_out, d_in), in the dtype of the factors."""
+        delta = self.spectral_delta[adapter_name]
+        U, Vh = self.factors.on(delta.device)
+        return (U * delta) @ Vh
+
+    # ------------------------------------------------------------ W and W'
+
+    @property
+    def in_place(self) -> bool:
+        """Whether W' takes the place of W, because the factors live elsewhere."""
+        return self.factors.home is not None
+
+    def base_weight(self) -> Tensor:
+        """W (d_out, d_in), on the device of the base layer; a W that was set aside elsewhere comes back for it."""
+        if self.in_place and self._plain is not None:
+            if self.merged_adapters:
+                return self._plain.to(self.base_layer.weight.device)
+            self.restore()
+        return self.base_layer.weight if self._plain is None else self._plain
+
+    def get_base_layer(self) -> nn.Module:
+        """The plain layer: with W, or with the merged weight."""
+        self.restore()
+        return super().get_base_layer()
+
     def forget(self) -> None:
         """Drop the folded weight; the next forward pass folds anew."""
         self._folded = None
 
-    def get_delta_weight(self, adapter_name: str) -> Tensor:
-        """U diag(delta) Vh of one adapter, (d_out, d_in), in the dtype of the factors."""
-        return (self.U * self.spectral_delta[adapter_name]) @ self.Vh
+    def restore(self) -> None:
+        """Put W back into the base layer, unless an adapter is merged: then W' is what belongs there."""
+        if self._plain is None or self.merged_adapters:
+            return
+        self.forget()
+        plain, self._plain = self._plain, None
+        if not self.in_place:
+            self.base_layer.weight.data = plain
+            return
+        with torch.inference_mode(False), torch.no_grad():
+            self.base_layer.weight.copy_(plain)
+        self._plain_copy = self._identity(), plain
 
-    def base_weight(self) -> Tensor:
-        """W (d_out, d_in), also while merged."""
-        return self.base_layer.weight if self.plain_weight is None else self.plain_weight
+    def _identity(self) -> tuple[object, ...]:
+        weight = self.base_layer.weight
+        return id(weight), weight.data_ptr(), weight._version
+
+    def _set_aside(self) -> Tensor:
+        """W where the factors live; from now on the base layer's weight may hold another."""
+        if self._plain is None:
+            if self._plain_copy is None or self._plain_copy[0] != self._identity():
+                self._plain_copy = self._identity(), self.factors.plain_copy(self.base_layer.weight)
+            self._plain = self._plain_copy[1]
+        return self._plain
 
     def fold(self, deltas: tuple[Tensor, ...]) -> Tensor:
         """W + U diag(sum of deltas) Vh (d_out, d_in) in the dtype of W, computed in the wider, detached."""
-        weight = self.base_weight()
-        dtype = torch.promote_types(weight.dtype, self.U.dtype)
+        device = self.base_layer.weight.device
+        weight = self.base_layer.weight if self._plain is None else self._plain.to(device, non_blocking=True)
+        U, Vh = self.factors.on(device)
+        dtype = torch.promote_types(weight.dtype, U.dtype)
         # A folded weight made while generating must still be usable in training, and autocast would round it.
-        with torch.inference_mode(False), torch.no_grad(), torch.autocast(weight.device.type, enabled=False):
-            scaled = self.U.to(dtype) * _total(deltas).to(dtype)
-            folded = torch.addmm(weight.to(dtype), scaled, self.Vh.to(dtype))
-            return folded.to(weight.dtype)
+        with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+            scaled = (U * _total(deltas)).to(dtype)
+            return torch.addmm(weight.to(dtype), scaled, Vh.to(dtype)).to(weight.dtype)
 
     def folded_weight(self) -> Tensor:
-        """W' of the active adapters, part of the autograd graph if one of their deltas is to be trained."""
+        """W' of the active adapters, detached; the deltas' gradient is the business of `kernels`.
+
+        A graph that was made with the W' of an earlier step can no longer be differentiated: autograd refuses it.
+        """
         deltas = self.active_deltas
         if not deltas:
             return self.base_weight()
-        sources = (self.base_weight(), *deltas)
+        if self.in_place:
+            return self._folded_in_place(deltas)
+        sources = (self.base_layer.weight if self._plain is None else self._plain, *deltas)
         state = _Folded.state_of(sources)
         if self._folded is None or self._folded.state != state:
             self._folded = _Folded(self.fold(deltas), sources, state)
-        weight = self._folded.weight
-        if torch.is_grad_enabled() and any(delta.requires_grad for delta in deltas):
-            return _DeltaOfWeight.apply(_total(deltas), weight, self.U, self.Vh)
-        return weight
+        return self._folded.weight
+
+    def _folded_in_place(self, deltas: tuple[Tensor, ...]) -> Tensor:
+        state = _Folded.state_of(deltas)
+        if self._plain is None or self._folded is None or self._folded.state != state:
+            self._put_in_place(deltas)
+            self._folded = _Folded(self.base_layer.weight.detach(), deltas, state)
+        return self._folded.weight
+
+    def _put_in_place(self, deltas: tuple[Tensor, ...]) -> None:
+        self._set_aside()
+        folded = self.fold(deltas)
+        with torch.inference_mode(False), torch.no_grad():
+            self.base_layer.weight.copy_(folded)
+
+    # ------------------------------------------------------------ merging
 
     def merge(self, safe_merge: bool = False, adapter_names: list[str] | None = None) -> None:
         """Put W' of the named adapters (default: the active ones) into the base layer, keeping W aside.
@@ -166,25 +249,39 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         weight = self.fold(tuple(self.spectral_delta[x] for x in merged))
         if safe_merge and not torch.isfinite(weight).all():
             raise ValueError(f"merging {wanted} gives non-finite weights: the adapter is broken")
-        self.plain_weight = self.base_weight().detach()
-        self.base_layer.weight.data = weight
+        if self.in_place:
+            self._set_aside()
+            with torch.inference_mode(False), torch.no_grad():
+                self.base_layer.weight.copy_(weight)
+        else:
+            self._plain = self.base_layer.weight.detach() if self._plain is None else self._plain
+            self.base_layer.weight.data = weight
+        self.forget()
         self.merged_adapters = merged
 
     def unmerge(self) -> None:
         """Put W back, bit for bit."""
-        if self.plain_weight is None:
+        if not self.merged_adapters:
             warnings.warn("Already unmerged. Nothing to do.", stacklevel=2)
             return
-        self.base_layer.weight.data = self.plain_weight
-        self.plain_weight = None
         self.merged_adapters = []
+        self.restore()
 
     def _apply(self, fn: Any, recurse: bool = True) -> SpectralLayer:
-        self.forget()  # or a model moved off a device leaves its folded weights there
-        return super()._apply(fn, recurse)
+        # Cast or moved: W itself, not what stands in its place; and no folded weight is left behind on a device.
+        merged, self.merged_adapters = self.merged_adapters, []
+        self.restore()
+        self.forget()
+        self._plain_copy = None
+        super()._apply(fn, recurse)
+        self.factors.apply(fn)
+        if merged:
+            self.merge(adapter_names=merged)
+        return self
 
     def extra_repr(self) -> str:
-        return f"rank={self.rank}"
+        home = "" if self.factors.home is None else f", factors={self.factors.home}"
+        return f"rank={self.rank}, mode={self.mode}{home}"
 
 
 class SpectralLinear(SpectralLayer):
@@ -192,10 +289,27 @@ class SpectralLinear(SpectralLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         """x (..., d_in) -> (..., d_out)."""
-        if self._disable_adapters:
-            weight = self.base_weight()
-        elif self.merged_adapters:
-            weight = self.base_layer.weight
-        else:
-            weight = self.folded_weight()
-        return F.linear(x, weight, self.base_layer.bias)
+        bias, deltas = self.base_layer.bias, self.active_deltas
+        if self._disable_adapters or not (deltas or self.merged_adapters):
+            return F.linear(x, self.base_weight(), bias)
+        if self.merged_adapters:
+            return F.linear(x, self.base_layer.weight, bias)
+        training = torch.is_grad_enabled() and any(delta.requires_grad for delta in deltas)
+        mode = self.shape.mode(self.mode, x.numel() // self.in_features, training)
+        if mode == "folded" and not training:
+            return F.linear(x, self.folded_weight(), bias)
+        if x.dim() == 1:
+            return self(x[None])[0]
+        weight = self.folded_weight() if mode == "folded" else self.base_weight().detach()
+        x, weight, offset = _as_autocast(x, weight, bias)
+        reader = self.collector.reader(self, len(x)) if training and self.collector is not None else None
+        form = kernels.folded if mode == "folded" else kernels.factored
+        return form(x, _total(deltas), weight, offset, self.factors, reader)
+
+
+def _as_autocast(x: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    """What `F.linear` would make of its arguments: the kernels' arithmetic is outside autocast's reach."""
+    if not torch.is_autocast_enabled(x.device.type):
+        return x, weight, bias
+    dtype = torch.get_autocast_dtype(x.device.type)
+    return x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)

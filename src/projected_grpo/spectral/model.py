@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, cast
 
 from peft.tuners.tuners_utils import BaseTuner, BaseTunerLayer, _maybe_include_all_linear_layers
 from torch import nn
 
-from projected_grpo.spectral.config import SpectralConfig
+from projected_grpo.spectral.basis import svd_progress
+from projected_grpo.spectral.config import FACTOR_DTYPES, SpectralConfig
+from projected_grpo.spectral.factors import Factors, Home
 from projected_grpo.spectral.layer import SpectralLayer, SpectralLinear
 
 
@@ -21,12 +23,13 @@ class SpectralModel(BaseTuner):
 
     def _check_new_adapter_config(self, config: SpectralConfig) -> None:
         super()._check_new_adapter_config(config)
-        ranks = {name: other.rank for name, other in self.peft_config.items()}
-        if len(set(ranks.values())) > 1:
-            raise ValueError(f"adapters of one model share a basis and so their rank; got {ranks}")
+        for setting in config.shared:
+            values = {name: getattr(other, setting) for name, other in self.peft_config.items()}
+            if len(set(values.values())) > 1:
+                raise ValueError(f"adapters of one model share a basis and so their {setting}; got {values}")
 
     def _prepare_model(self, peft_config: SpectralConfig, model: nn.Module) -> None:
-        """Every check comes here, before the first module is replaced: a refused model is left as it was.
+        """Every check and every SVD comes here, before the first module is replaced: a refused model is left as it was.
 
         Raises:
             ValueError: a target matches nothing, or matches a module that cannot be adapted.
@@ -44,9 +47,10 @@ class SpectralModel(BaseTuner):
                 peft_config.target_modules.intersection_update(names)  # less what is excluded
             _check_all_found(peft_config, names)
         owners = _weight_owners(model)
-        for name, module in targets:
-            if not isinstance(module, SpectralLayer):
-                _check_adaptable(name, module, owners)
+        new = {name: module for name, module in targets if not isinstance(module, SpectralLayer)}
+        for name, module in new.items():
+            _check_adaptable(name, module, owners)
+        self._factors = _decompose_all(new, peft_config)
 
     def _create_and_replace(
         self,
@@ -55,15 +59,31 @@ class SpectralModel(BaseTuner):
         target: Any,
         target_name: str,
         parent: nn.Module,
-        current_key: str,  # noqa: ARG002
+        current_key: str,
         parameter_name: str | None = None,  # noqa: ARG002
     ) -> None:
         if isinstance(target, SpectralLayer):
             target.update_layer(adapter_name)
             return
-        layer = SpectralLinear(target, peft_config.rank, peft_config.basis_cache)
+        layer = SpectralLinear(target, self._factors.pop(current_key), peft_config.forward_mode)
         layer.update_layer(adapter_name)
         self._replace_module(parent, target_name, layer, target)
+
+
+def _decompose_all(modules: dict[str, nn.Module], config: SpectralConfig) -> dict[str, Factors]:
+    factors = {}
+    with svd_progress(len(modules)) as advance:
+        for name, module in modules.items():
+            weight: Any = module.weight
+            factors[name] = Factors.of(
+                weight,
+                config.rank,
+                dtype=FACTOR_DTYPES[config.factors_dtype or "float32"],
+                home=cast(Home, config.factors_device),
+                cache=config.basis_cache,
+            )
+            advance()
+    return factors
 
 
 def _modules_outside_adapters(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
