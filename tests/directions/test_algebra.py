@@ -7,14 +7,23 @@ import torch
 from torch import Tensor
 
 from projected_grpo.directions.algebra import (
+    Bases,
+    Frames,
     Gate,
     alignment,
     alignment_null,
+    alignment_rows,
+    basis_overlap,
     cosine,
+    cosine_rows,
     erase,
     erase_all,
     haar_basis,
     hackward_coefficients,
+    keep,
+    keep_all,
+    matched_overshoot,
+    modules_touched,
     removed_share,
     total_norm,
 )
@@ -190,3 +199,163 @@ def test_haar_axes_prefer_no_direction_and_no_sign() -> None:
 def test_more_axes_than_dimensions_are_refused() -> None:
     with pytest.raises(ValueError, match=r"k=5 axes do not fit in r=4 dimensions"):
         haar_basis(5, 4, generator(0))
+
+
+# ---------------------------------------------------------------- refinements of the gate
+
+
+@pytest.mark.parametrize(
+    ("gate", "overshoot", "left"),
+    [
+        ("one_sided", 1.1, [-0.2, -3.0, 5.0]),  # a tenth of the hack-ward part points the other way
+        ("one_sided", 0.5, [1.0, -3.0, 5.0]),
+        ("one_sided", 2.0, [-2.0, -3.0, 5.0]),  # what `reverse` does
+        ("both_sides", 1.5, [-1.0, 1.5, 5.0]),
+        ("reverse", 1.5, [-4.0, -3.0, 5.0]),
+    ],
+)
+def test_overshoot_takes_what_the_gate_takes_so_many_times(gate: Gate, overshoot: float, left: list[float]) -> None:
+    assert erase(MIXED, TWO_AXES, gate, overshoot).tolist() == pytest.approx(left)
+    assert erase_all({"a": MIXED}, {"a": TWO_AXES}, gate, overshoot)["a"].tolist() == pytest.approx(left)
+
+
+def test_preserved_magnitude_keeps_each_modules_length_and_the_direction_of_what_is_left() -> None:
+    gradients = {"a": MIXED, "b": torch.tensor([0.0, 0.0, 2.0]), "c": torch.tensor([4.0, 0.0, 0.0])}
+    erased = erase_all(gradients, dict.fromkeys("abc", TWO_AXES), "one_sided", preserve_magnitude=True)
+    scale = math.sqrt(38 / 34)
+    assert erased["a"].tolist() == pytest.approx([0.0, -3.0 * scale, 5.0 * scale])
+    assert erased["b"].tolist() == [0.0, 0.0, 2.0]
+    assert erased["c"].tolist() == [0.0, 0.0, 0.0]  # nothing was left to scale
+
+
+def test_keeping_a_span_is_what_erasing_it_takes(basis: Tensor, gradients: Tensor) -> None:
+    kept = keep(gradients, basis)
+    assert torch.allclose(kept, gradients - erase(gradients, basis, "both_sides"), atol=1e-5)
+    assert torch.allclose(keep(kept, basis), kept, atol=1e-5)
+    assert keep(MIXED, TWO_AXES).tolist() == [2.0, -3.0, 0.0]
+    of_all = keep_all({"a": MIXED, "b": MIXED}, {"a": TWO_AXES, "b": TWO_AXES[:0]})
+    assert of_all["a"].tolist() == [2.0, -3.0, 0.0]
+    assert of_all["b"].tolist() == [0.0, 0.0, 0.0]  # no trusted direction, nothing passes
+
+
+# ---------------------------------------------------------------- many modules, many rows at once
+
+SHAPES = ((3, 16), (5, 24), (3, 16), (0, 16), (5, 16), (5, 24))
+
+
+@pytest.fixture
+def bases() -> Bases:
+    return {f"m{i}": haar_basis(k, r, generator(i)) for i, (k, r) in enumerate(SHAPES)}
+
+
+@pytest.fixture
+def rows() -> dict[str, Tensor]:
+    """Four gradients of every module."""
+    draws = generator(50)
+    return {f"m{i}": torch.randn(4, r, generator=draws) for i, (_, r) in enumerate(SHAPES)}
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("stacked", [False, True])
+def test_all_modules_and_rows_at_once_is_each_alone(
+    gate: Gate, stacked: bool, bases: Bases, rows: dict[str, Tensor]
+) -> None:
+    used = Frames(bases) if stacked else bases
+    for magnitude in (False, True):
+        erased = erase_all(rows, used, gate, 1.3, magnitude)
+        assert list(erased) == list(rows)
+        for module, many in rows.items():
+            for row, gradient in enumerate(many):
+                alone = erase(gradient, bases[module], gate, 1.3, magnitude)
+                assert torch.allclose(erased[module][row], alone, atol=1e-5)
+        first = erase_all({module: many[0] for module, many in rows.items()}, used, gate, 1.3, magnitude)
+        assert all(first[module].shape == many[0].shape for module, many in rows.items())
+        assert all(torch.allclose(first[module], erased[module][0], atol=1e-5) for module in rows)
+
+
+def test_a_module_with_an_empty_basis_stays_bit_for_bit(bases: Bases, rows: dict[str, Tensor]) -> None:
+    erased = erase_all(rows, bases, "both_sides")
+    assert torch.equal(erased["m3"], rows["m3"])
+    assert modules_touched(rows, erased) == len(SHAPES) - 1
+    assert modules_touched(rows, rows) == 0
+
+
+def test_frames_are_a_mapping_of_the_same_bases(bases: Bases) -> None:
+    frames = Frames(bases)
+    assert list(frames) == list(bases)
+    assert len(frames) == len(SHAPES)
+    assert all(torch.equal(frames[module], basis) for module, basis in bases.items())
+    assert sorted(len(names) for names, _ in frames.stacks) == [1, 1, 2, 2]
+    assert frames.on(torch.device("cpu")) is frames
+    with pytest.raises(KeyError, match="lonely"):
+        erase_all({"m0": torch.ones(16), "lonely": torch.ones(16)}, frames, "one_sided")
+
+
+def test_the_order_of_modules_does_not_change_a_bit(bases: Bases, rows: dict[str, Tensor]) -> None:
+    backwards = Frames(dict(reversed(bases.items())))
+    erased, again = erase_all(rows, Frames(bases), "one_sided"), erase_all(rows, backwards, "one_sided")
+    assert all(torch.equal(erased[module], again[module]) for module in rows)
+    assert torch.equal(alignment_rows(rows, bases), alignment_rows(rows, backwards))
+
+
+def test_gradients_keep_their_precision() -> None:
+    half = erase_all({"a": MIXED.bfloat16()}, {"a": TWO_AXES}, "one_sided")["a"]
+    assert half.dtype == torch.bfloat16
+    assert half.tolist() == [0.0, -3.0, 5.0]
+
+
+def test_readings_of_rows_are_those_of_each_row(bases: Bases, rows: dict[str, Tensor]) -> None:
+    rows = {module: many.clone() for module, many in rows.items()}
+    for many in rows.values():
+        many[2] = 0
+    means = {module: many[0] + many[1] for module, many in rows.items()}
+    shares, cosines = alignment_rows(rows, bases), cosine_rows(rows, means)
+    for row in range(4):
+        one = {module: many[row] for module, many in rows.items()}
+        assert float(shares[row]) == pytest.approx(alignment(one, bases), abs=1e-6)
+        assert float(cosines[row]) == pytest.approx(cosine(one, means), abs=1e-6)
+    assert shares[2] == cosines[2] == 0
+    assert 0.1 < float(shares[0]) < 1
+    assert float(cosines[0]) > 0.5
+
+
+@pytest.mark.parametrize("gate", GATES)
+def test_a_matched_overshoot_takes_as_much_as_the_reference_would(
+    gate: Gate, bases: Bases, rows: dict[str, Tensor]
+) -> None:
+    gradients = {module: many[0] for module, many in rows.items()}
+    small = {module: basis[:1] for module, basis in bases.items()}
+    own = removed_share(gradients, erase_all(gradients, small, gate))
+    wanted = removed_share(gradients, erase_all(gradients, bases, gate))
+    assert own < 0.8 * wanted
+    overshoot = matched_overshoot(gradients, small, bases, gate)
+    matched = erase_all(gradients, small, gate, overshoot)
+    assert removed_share(gradients, matched) == pytest.approx(wanted, rel=1e-5)
+    nothing = {module: basis[:0] for module, basis in bases.items()}
+    assert matched_overshoot(gradients, nothing, bases, gate) == 1.0
+
+
+# ---------------------------------------------------------------- the overlap of two frames
+
+
+def test_overlap_is_the_mean_squared_cosine_of_the_principal_angles() -> None:
+    x, y, z = torch.eye(3)
+    turned = torch.stack([math.cos(0.3) * x + math.sin(0.3) * z])
+    assert basis_overlap({"a": x[None]}, {"a": turned}) == pytest.approx(math.cos(0.3) ** 2)
+    assert basis_overlap({"a": x[None]}, {"a": z[None]}) == 0.0
+    # One axis of two stays, the other is turned away: the angles are 0 and 90 degrees.
+    assert basis_overlap({"a": torch.stack([x, y])}, {"a": torch.stack([y, z])}) == pytest.approx(0.5)
+    # A turn, or a change of sign, within the span is none.
+    plane = torch.stack([(x + y) / math.sqrt(2), (y - x) / math.sqrt(2)])
+    assert basis_overlap({"a": torch.stack([x, y])}, {"a": -plane}) == pytest.approx(1.0)
+    # Fewer axes inside the span of more; modules count by their axes; one without axes does not.
+    assert basis_overlap({"a": x[None]}, {"a": plane}) == pytest.approx(1.0)
+    old = {"a": torch.stack([x, y]), "b": x[None], "c": x[None][:0]}
+    assert basis_overlap(old, {"a": plane, "b": z[None], "c": z[None]}) == pytest.approx(2 / 3)
+    assert basis_overlap({"c": x[None][:0]}, {"c": z[None]}) == 1.0
+
+
+def test_overlap_of_random_spans_is_k_over_r() -> None:
+    draws = generator(3)
+    overlaps = [basis_overlap({"a": haar_basis(4, 20, draws)}, {"a": haar_basis(4, 20, draws)}) for _ in range(200)]
+    assert sum(overlaps) / 200 == pytest.approx(4 / 20, rel=0.05)

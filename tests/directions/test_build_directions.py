@@ -1,20 +1,23 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 from tiny_policy import SHIPPED, adapted, tiny_base
 
+from projected_grpo.directions.algebra import basis_overlap
 from projected_grpo.directions.build import build_directions
-from projected_grpo.directions.extract import ExtractionOptions, extract_modules
+from projected_grpo.directions.extract import extract_modules
+from projected_grpo.directions.options import ExtractionOptions
 from projected_grpo.directions.store import load_direction, save_direction
 from projected_grpo.problems.pairs import Pair, dump_pairs, read_pairs, select
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.storage import sha256_file
 
-FILES = ("hack", "placebo", "random")
+FILES = ("hack", "placebo", "random", "permuted", "flipped")
 TOKENS = 64
 
 
@@ -53,7 +56,7 @@ def built(inputs: Path) -> tuple[Path, dict[str, dict[str, float]]]:
     return inputs / "directions", build(inputs, inputs / "directions")
 
 
-def test_three_directions_bound_to_base_and_pairs(inputs: Path, built) -> None:
+def test_directions_are_bound_to_base_and_pairs(inputs: Path, built) -> None:
     folder, figures = built
     assert {path.stem for path in folder.iterdir()} == set(figures) == set(FILES)
     loaded = {name: load_direction(folder / f"{name}.safetensors") for name in FILES}
@@ -61,11 +64,11 @@ def test_three_directions_bound_to_base_and_pairs(inputs: Path, built) -> None:
     for name, direction in loaded.items():
         assert (direction.name, direction.base_hash, direction.k_max) == (name, base, 4)
         assert set(direction.modules) == set(loaded["hack"].modules)
-    assert loaded["hack"].pairs_hash == sha256_file(inputs / "pairs" / "hack.yaml")
+    for name in ("hack", "permuted", "flipped"):
+        assert loaded[name].pairs_hash == sha256_file(inputs / "pairs" / "hack.yaml")
+        assert loaded[name].heldout_accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)  # of 4 pairs with their true labels
     assert loaded["placebo"].pairs_hash == sha256_file(inputs / "pairs" / "placebo.yaml")
     assert loaded["random"].pairs_hash == ""
-    # Of 4 held-out pairs; the others have none.
-    assert loaded["hack"].heldout_accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)
     assert loaded["placebo"].heldout_accuracy == loaded["random"].heldout_accuracy == -1.0
 
 
@@ -80,11 +83,37 @@ def test_held_out_pairs_take_no_part_in_the_axes(built, tokenizer) -> None:
 
 
 def test_the_controls_are_other_directions(built) -> None:
-    hack, placebo, random = (load_direction(built[0] / f"{name}.safetensors") for name in FILES)
+    hack, placebo, random, permuted, flipped = (load_direction(built[0] / f"{name}.safetensors") for name in FILES)
     for name, module in hack.modules.items():
-        for control in (placebo, random):
+        for control in (placebo, random, permuted):
             overlap = (module.axes[0] @ control.modules[name].axes[0]).abs()
             assert float(overlap) < 0.99, (control.name, name)
+    assert basis_overlap(hack.bases(4), flipped.bases(4)) == pytest.approx(1.0, abs=1e-3)  # the same span
+    assert any(not torch.allclose(flipped.modules[n].axes, m.axes, atol=1e-2) for n, m in hack.modules.items())
+
+
+def test_every_direction_but_random_knows_its_recipe(inputs: Path, tmp_path: Path) -> None:
+    chosen = settings().model_copy(update={"loss": "token_mean", "tau_axis": 0.2, "control_seed": 5})
+    build_directions(chosen, TOKENS, inputs / "base", inputs / "pairs", tmp_path / "out")
+    loaded = {name: load_direction(tmp_path / "out" / f"{name}.safetensors") for name in FILES}
+    recipe = ExtractionOptions(4, TOKENS, loss="token_mean", tau_axis=0.2, label_seed=5)
+    rows = {"hack": "difference", "placebo": "difference", "permuted": "permuted", "flipped": "flipped"}
+    for name, kind in rows.items():
+        assert loaded[name].options == dataclasses.replace(recipe, rows=kind)
+        for module in loaded[name].modules.values():
+            assert (module.singular_values >= 0.2 * module.singular_values[0]).all()
+    assert loaded["random"].options is None
+    assert {n: len(m.axes) for n, m in loaded["random"].modules.items()} == {
+        n: len(m.axes) for n, m in loaded["hack"].modules.items()
+    }
+
+
+def test_too_few_pairs_of_a_contrast_are_refused_by_name(inputs: Path, tmp_path: Path) -> None:
+    shutil.copytree(inputs / "pairs", tmp_path / "pairs")
+    (tmp_path / "pairs" / "placebo.yaml").write_text(dump_pairs(some("placebo", 3, 0)))
+    with pytest.raises(ValueError, match="3 placebo pairs span fewer than k_max=4 axes"):
+        build_directions(settings(), TOKENS, inputs / "base", tmp_path / "pairs", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_extraction_is_reproducible_to_the_byte(inputs: Path, built, tmp_path: Path) -> None:

@@ -1,14 +1,18 @@
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from peft import PeftModel
 from tiny_policy import move, shipped_pairs
 
 from projected_grpo.directions.algebra import Bases
-from projected_grpo.directions.extract import ExtractionOptions, extract_modules
-from projected_grpo.directions.sources import ExtractedSource, HaarSource
+from projected_grpo.directions.extract import extract_modules
+from projected_grpo.directions.options import ExtractionOptions, Rows
+from projected_grpo.directions.sources import ExtractedSource, HaarSource, direction_source, energy_reference
 from projected_grpo.directions.store import Direction, ModuleDirection
+from projected_grpo.settings.direction import DirectionSettings
 
 OPTIONS = ExtractionOptions(k_max=6, loss_denominator=64)
 
@@ -25,7 +29,7 @@ def all_differ(left: Bases, right: Bases) -> bool:
 def stored() -> Direction:
     """Axes of two matrices that no draw would give."""
     modules = {
-        name: ModuleDirection(torch.eye(r)[:6], torch.ones(6), torch.ones(r), torch.ones(6))
+        name: ModuleDirection(torch.eye(r)[:6], torch.ones(6), torch.ones(r), torch.ones(6), torch.zeros(0, 6))
         for name, r in (("a", 16), ("b", 32))
     }
     return Direction("random", "base", "", -1.0, modules)
@@ -98,3 +102,69 @@ def test_extracted_axes_refuse_a_rank_beyond_the_stored_one(extracted: Extracted
     extracted.k = 7
     with pytest.raises(ValueError, match="k=7"):
         extracted.initial()
+
+
+# ---------------------------------------------------------------- refinements
+
+
+@pytest.mark.parametrize("rows", ["permuted", "flipped"])
+def test_a_control_is_refreshed_with_the_same_labels(rows: Rows, policy: PeftModel, tokenizer) -> None:
+    pairs, options = shipped_pairs(6), dataclasses.replace(OPTIONS, rows=rows, label_seed=3)
+    modules = extract_modules(policy, tokenizer, pairs, options)
+    control = Direction(rows, "base", "pairs", 0.5, modules, options)
+    source = direction_source(settings(refresh_every=1), rows, control, 1, policy, tokenizer, pairs)
+    assert equal(source.refreshed(10), source.initial())  # an unmoved policy: another deal would give other axes
+    others = dataclasses.replace(options, label_seed=4)
+    assert not equal(dataclasses.replace(source, options=others).refreshed(10), source.initial())
+
+
+def test_the_noise_floor_and_the_mean_difference_hold_after_a_refresh_too(extracted: ExtractedSource) -> None:
+    floored = dataclasses.replace(extracted, k=6, noise_floor=0.5)
+    kept = sum(len(basis) for basis in floored.initial().values())
+    assert 0 < kept < 0.6 * 6 * len(floored.initial())
+    assert equal(floored.refreshed(10), floored.initial())
+    mean = dataclasses.replace(extracted, k=1, mean_diff=True)
+    assert {basis.shape[0] for basis in mean.initial().values()} == {1}
+    assert equal(mean.refreshed(10), mean.initial())
+
+
+def test_random_axes_have_the_rank_that_the_noise_floor_leaves_in_each_module(stored: Direction) -> None:
+    strengths = {"a": torch.tensor([9.0, 8, 7, 6, 5, 4]), "b": torch.tensor([3.0, 2, 1, 0.5, 0.4, 0.3])}
+    modules = {n: dataclasses.replace(m, singular_values=strengths[n]) for n, m in stored.modules.items()}
+    drawn = HaarSource(dataclasses.replace(stored, modules=modules), 4, seed=1, noise_floor=0.5).initial()
+    assert {name: basis.shape for name, basis in drawn.items()} == {"a": (4, 16), "b": (0, 32)}
+
+
+def test_random_axes_that_are_not_redrawn_stay(stored: Direction) -> None:
+    source = HaarSource(stored, 3, seed=1, redraw=False)
+    assert equal(source.initial(), source.refreshed(10))
+    assert equal(source.initial(), HaarSource(stored, 3, seed=1).initial())
+
+
+def settings(**changes: object) -> DirectionSettings:
+    fields = {"k": 4, "gate": "one_sided", "refresh_every": 0, "project": "gradient"}
+    return DirectionSettings(**{**fields, **changes})
+
+
+def test_the_source_of_each_kind_of_direction(stored: Direction, policy: PeftModel, tokenizer) -> None:
+    def of(kind: str, **changes: object) -> ExtractedSource | HaarSource:
+        return direction_source(settings(**changes), kind, stored, 7, policy, tokenizer, [])
+
+    drawn = of("random", noise_floor=0.3, random_redraw=False)
+    assert isinstance(drawn, HaarSource)
+    assert (drawn.seed, drawn.k, drawn.noise_floor, drawn.redraw, drawn.independent) == (7, 4, 0.3, False, True)
+    # A given direction counts by its place, whatever it is called; it need not know its recipe while it is fixed.
+    given = of("hack", k=1, mean_diff=True)
+    assert isinstance(given, ExtractedSource)
+    assert (given.k, given.mean_diff, given.independent) == (1, True, False)
+    with pytest.raises(ValueError, match="'random' cannot be refreshed"):
+        of("hack", refresh_every=5)
+
+
+def test_the_reference_of_a_random_control_of_equal_energy(stored: Direction) -> None:
+    assert energy_reference(settings(), "random", stored) is None
+    matched = settings(random_match="energy", k=2)
+    assert energy_reference(matched, "hack", stored) is None
+    reference = energy_reference(matched, "random", stored)
+    assert reference is not None
+    assert equal(reference, stored.bases(2))

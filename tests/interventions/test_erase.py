@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from projected_grpo.directions.algebra import Bases, alignment
+from projected_grpo.directions.algebra import Bases, alignment, removed_share
 from projected_grpo.interventions import erase, measure
 from projected_grpo.interventions.erase import Erase
 from projected_grpo.settings.direction import DirectionSettings
@@ -21,6 +23,7 @@ class Recorder:
     """A source whose axes tell the step they were made for."""
 
     steps: list[int] = dataclasses.field(default_factory=list)
+    independent: bool = False
 
     def initial(self) -> Bases:
         return {"a": AXES}
@@ -102,12 +105,7 @@ def test_axes_are_refreshed_every_n_steps_and_never_at_the_first(every: int, exp
 
 
 def test_refreshed_axes_are_the_ones_that_are_erased() -> None:
-    class Turning(Recorder):
-        def refreshed(self, step: int) -> Bases:
-            del step
-            return {"a": torch.tensor([[0.0, 0.0, 1.0]])}
-
-    arm = Erase(settings(refresh_every=1), Turning())
+    arm = Erase(settings(refresh_every=1), Turning(independent=True))
     assert values(arm.gradient(GRADIENT)) == [0.0, -3.0, 5.0]
     arm.start_step(1)
     assert values(arm.gradient(GRADIENT)) == [2.0, -3.0, 0.0]
@@ -126,6 +124,111 @@ def test_a_resumed_arm_continues_with_the_axes_it_had() -> None:
     assert source.steps == []  # the checkpoint's axes are used, none are made
     assert torch.equal(resumed.bases()["a"], arm.bases()["a"])
     assert values(resumed.gradient(GRADIENT)) == values(arm.gradient(GRADIENT))
+
+
+# ---------------------------------------------------------------- refinements
+
+Z_AXIS = torch.tensor([[0.0, 0.0, 1.0]])
+
+
+@dataclasses.dataclass
+class Turning:
+    """Axes 0 and 1 at first; the third coordinate at a refresh."""
+
+    independent: bool = False
+
+    def initial(self) -> Bases:
+        return {"a": AXES}
+
+    def refreshed(self, step: int) -> Bases:
+        del step
+        return {"a": Z_AXIS}
+
+
+def test_overshoot_and_magnitude_reach_the_projection() -> None:
+    assert values(made(overshoot=1.5).gradient(GRADIENT)) == [-1.0, -3.0, 5.0]
+    kept = made(preserve_magnitude=True).gradient(GRADIENT)["a"]
+    assert float(kept.norm()) == pytest.approx(38**0.5)
+    assert kept.tolist() == pytest.approx([0.0, -3.0 * (38 / 34) ** 0.5, 5.0 * (38 / 34) ** 0.5])
+    assert values(made(project="update", overshoot=1.5).update(UPDATE)) == [1.0, 3.0, 5.0]
+
+
+def test_moments_are_purged_once_after_each_refresh() -> None:
+    arm = Erase(settings(refresh_every=2, purge_moments=True), Turning(independent=True))
+    moments = {"a": torch.tensor([1.0, 2.0, -3.0])}
+    for step in (0, 1):
+        arm.start_step(step)
+        assert arm.purge(moments) is moments
+    arm.start_step(2)
+    assert values(arm.purge(moments)) == [1.0, 2.0, 0.0]  # all of the new V's span, on both sides
+    assert values(moments) == [1.0, 2.0, -3.0]
+    assert arm.purge(moments) is moments
+    arm.start_step(3)
+    assert arm.purge(moments) is moments
+
+
+def test_moments_stay_where_nobody_asked() -> None:
+    arm = Erase(settings(refresh_every=1), Turning(independent=True))
+    arm.start_step(1)
+    moments = {"a": torch.ones(3)}
+    assert arm.purge(moments) is moments
+    assert measure.build(None, None).purge(moments) is moments
+
+
+def test_a_refresh_that_turns_v_away_warns_and_shows_in_the_log() -> None:
+    arm = Erase(settings(refresh_every=2), Turning())
+    arm.start_step(1)
+    assert arm.figures()["basis_overlap"] == 1.0
+    with pytest.warns(UserWarning, match=r"step 2: the refreshed V shares 0.00 of its span .* under 0.2"):
+        arm.start_step(2)
+    assert arm.figures()["basis_overlap"] == 0.0
+    arm.start_step(3)
+    assert arm.figures()["basis_overlap"] == 1.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_random_v_may_turn_as_it_likes() -> None:
+    arm = Erase(settings(refresh_every=1), Turning(independent=True))
+    arm.start_step(1)
+    assert arm.figures()["basis_overlap"] == 0.0
+
+
+@pytest.mark.filterwarnings("error")
+def test_a_v_that_stays_near_does_not_warn() -> None:
+    arm = Erase(settings(refresh_every=1), Recorder())
+    arm.start_step(1)
+    assert arm.figures()["basis_overlap"] == pytest.approx(1.0)
+
+
+def test_a_matched_control_takes_as_much_as_the_reference_would() -> None:
+    """The reference would take 5 along its (0, 0, 1), the own axes take 2: so they take it 2.5 times."""
+    arm = erase.build(settings(), Recorder(), {"a": Z_AXIS})
+    assert values(arm.gradient(GRADIENT)) == [-3.0, -3.0, 5.0]
+    assert removed_share(GRADIENT, arm.gradient(GRADIENT)) == pytest.approx(5 / 38**0.5)
+    assert arm.figures()["overshoot"] == pytest.approx(2.5)
+    once_more = erase.build(settings(overshoot=2.0), Recorder(), {"a": Z_AXIS})
+    assert values(once_more.gradient(GRADIENT)) == [-8.0, -3.0, 5.0]
+
+
+def test_every_arm_has_the_same_figures() -> None:
+    arm = made()
+    assert set(arm.figures()) == set(measure.build(None, None).figures())
+    assert arm.figures() == {"basis_overlap": 1.0, "axes": 2.0, "bare_modules": 0.0, "overshoot": 1.0}
+
+
+def test_modules_that_v_leaves_bare_are_counted_stay_and_survive_a_checkpoint(tmp_path: Path) -> None:
+    class Sparse(Recorder):
+        def initial(self) -> Bases:
+            return {"a": AXES, "b": AXES[:0], "c": AXES[:0]}
+
+    arm = Erase(settings(), Sparse())
+    gradients = dict.fromkeys("abc", GRADIENT["a"])
+    assert arm.gradient(gradients)["b"].tolist() == [2.0, -3.0, 5.0]
+    assert (arm.figures()["axes"], arm.figures()["bare_modules"]) == (2.0, 2.0)
+    save_file(arm.state(), tmp_path / "state.safetensors")
+    resumed = Erase(settings(), Recorder())
+    resumed.load_state(load_file(tmp_path / "state.safetensors"))
+    assert {module: basis.shape for module, basis in resumed.bases().items()} == {"a": (2, 3), "b": (0, 3), "c": (0, 3)}
 
 
 def test_build_gives_the_arm_or_refuses() -> None:

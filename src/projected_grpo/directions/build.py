@@ -1,4 +1,4 @@
-"""All directions of a base model: hack, and the controls random and placebo, written to files."""
+"""All directions of a base model: hack and its controls, written to files by one pass over the pairs."""
 
 from __future__ import annotations
 
@@ -6,64 +6,105 @@ import os
 
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import dataclasses
 from pathlib import Path
 
 import torch
 from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from projected_grpo.directions.extract import (
-    ExtractionOptions,
+    PairGradients,
+    axis_accuracy,
+    check_count,
     describe,
-    extract_modules,
-    pair_differences,
+    direction_rows,
+    module_directions,
+    pair_gradients,
     random_modules,
     sign_accuracy,
 )
+from projected_grpo.directions.options import ExtractionOptions
 from projected_grpo.directions.store import Direction, load_direction, save_direction
 from projected_grpo.problems.pairs import Pair, read_pairs
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.spectral import SpectralConfig
 from projected_grpo.storage import atomic_directory, sha256_file
 
-RANDOM_SEED = 0  # of the stored random direction; training redraws it per seed and refresh
+
+@dataclasses.dataclass(frozen=True)
+class _Contrast:
+    """Pairs of one contrast and what was computed of them: gradients to extract from, held-out differences."""
+
+    pairs_hash: str
+    extract: PairGradients
+    heldout: dict[str, torch.Tensor]
+
+    def direction(self, name: str, base_hash: str, options: ExtractionOptions) -> Direction:
+        modules = module_directions(self.extract, options)
+        accuracy = sign_accuracy(self.heldout, modules)
+        return Direction(name, base_hash, self.pairs_hash, accuracy, modules, options)
 
 
 def build_directions(
     settings: ExtractSettings, loss_denominator: int, base: Path, pairs: Path, target: Path
 ) -> dict[str, dict[str, float]]:
-    """Write target/{hack,placebo,random}.safetensors; returns figures per direction for people.
+    """Write target/{hack,placebo,random,permuted,flipped}.safetensors; returns figures per direction for people.
+
+    The hack direction, `permuted` and `flipped` come from the same gradients; `random` has the shapes of hack.
 
     Raises:
-        ValueError: too few pairs, or a given direction of another base. FloatingPointError: a non-finite loss.
+        ValueError: too few pairs, a text beyond the model's context, or a given direction of another base.
+        FloatingPointError: a non-finite loss.
     """
     torch.set_num_threads(1)  # the same sums in the same order as in training
     base_hash = sha256_file(base / "model.safetensors")
     tokenizer = AutoTokenizer.from_pretrained(base)
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
     model = get_peft_model(model, SpectralConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
-    options = ExtractionOptions(settings.k_max, loss_denominator)
-
-    def extracted(name: str) -> Direction:
-        path = pairs / f"{name}.yaml"
-        rows = read_pairs(path)
-        modules = extract_modules(model, tokenizer, _half(rows, "extract"), options)
-        heldout = _half(rows, "heldout")
-        accuracy = sign_accuracy(pair_differences(model, tokenizer, heldout, options), modules) if heldout else -1.0
-        return Direction(name, base_hash, sha256_file(path), accuracy, modules)
-
-    if settings.direction_file is not None:
-        hack = load_direction(Path(settings.direction_file))
-        hack.check_base(base_hash)
-    else:
-        hack = extracted("hack")
-    random = Direction("random", base_hash, "", -1.0, random_modules(hack.modules, RANDOM_SEED))
-    directions = {"hack": hack, "placebo": extracted("placebo"), "random": random}
+    options = ExtractionOptions(
+        settings.k_max,
+        loss_denominator,
+        loss=settings.loss,
+        tau_axis=settings.tau_axis,
+        centred=settings.centred,
+        label_seed=settings.control_seed,
+    )
+    given = None if settings.direction_file is None else load_direction(Path(settings.direction_file))
+    if given is not None:
+        given.check_base(base_hash)
+    hacks, placebos = (
+        _contrast(model, tokenizer, pairs / f"{name}.yaml", options, name) for name in ("hack", "placebo")
+    )
+    hack = given or hacks.direction("hack", base_hash, options)
+    random = random_modules(hack.modules, settings.control_seed)
+    directions = {
+        "hack": hack,
+        "placebo": placebos.direction("placebo", base_hash, options),
+        "random": Direction("random", base_hash, "", -1.0, random),
+        "permuted": hacks.direction("permuted", base_hash, dataclasses.replace(options, rows="permuted")),
+        "flipped": hacks.direction("flipped", base_hash, dataclasses.replace(options, rows="flipped")),
+    }
     with atomic_directory(target) as folder:
         for name, direction in directions.items():
             save_direction(folder / f"{name}.safetensors", direction)
-    return {name: describe(direction) for name, direction in directions.items()}
+    heldout = {name: placebos.heldout if name == "placebo" else hacks.heldout for name in directions}
+    return {
+        name: {**describe(direction), "heldout_first_axis": axis_accuracy(heldout[name], direction.modules)}
+        for name, direction in directions.items()
+    }
 
 
-def _half(rows: list[Pair], split: str) -> list[Pair]:
-    return [pair for pair in rows if pair.split == split]
+def _contrast(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    path: Path,
+    options: ExtractionOptions,
+    name: str,
+) -> _Contrast:
+    rows = read_pairs(path)
+    extract = [pair for pair in rows if pair.split == "extract"]
+    check_count(len(extract), options, name)
+    heldout: list[Pair] = [pair for pair in rows if pair.split == "heldout"]
+    differences = direction_rows(pair_gradients(model, tokenizer, heldout, options), options) if heldout else {}
+    return _Contrast(sha256_file(path), pair_gradients(model, tokenizer, extract, options), differences)

@@ -19,6 +19,10 @@ Vectors = dict[str, Tensor]  # module -> (r,)
 class DirectionSource(Protocol):
     """Where an arm's basis V comes from, at the start and at each refresh."""
 
+    @property
+    def independent(self) -> bool:
+        """Each refresh is a draw of its own, and need not resemble the last V."""
+
     def initial(self) -> Bases:
         """V before the first step, module -> (k, r)."""
 
@@ -49,9 +53,22 @@ class Intervention:
         """What the optimizer added to delta; the return value is applied instead."""
         return update
 
+    def purge(self, moments: Vectors) -> Vectors:
+        """Adam's running mean of the gradient, right before `gradient`; the return value takes its place."""
+        return moments
+
     def bases(self) -> Bases | None:
         """The V in use, for the share removed and the leak; None if the arm has none."""
         return None
+
+    def figures(self) -> dict[str, float]:
+        """Of the last step, for the log; every arm has the same ones.
+
+        basis_overlap: mean cos^2 of the principal angles between the last V and this one, 1 where V has not changed.
+        axes: of V in use, over all modules. bare_modules: adapted modules that V leaves without an axis.
+        overshoot: by how much the gate's part is multiplied.
+        """
+        return {"basis_overlap": 1.0, "axes": 0.0, "bare_modules": 0.0, "overshoot": 0.0}
 
     def state(self) -> dict[str, Tensor]:
         """What a checkpoint must hold to continue bit for bit."""
@@ -62,5 +79,6 @@ class Intervention:
         del state
 
 
-# What an intervention module must offer: build(direction settings, source of its direction or None).
+# What an intervention module must offer: build(direction settings, source of its direction or None, and the bases
+# whose energy a random control is to match, if any).
 Builder = Callable[..., Intervention]

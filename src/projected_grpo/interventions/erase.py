@@ -8,51 +8,103 @@ on the gradient, on the optimizer's update, or on both. V is refreshed from the 
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 
 from torch import Tensor
 
-from projected_grpo.directions.algebra import Bases, erase_all
+from projected_grpo.directions.algebra import Bases, Frames, basis_overlap, erase_all, matched_overshoot
 from projected_grpo.interventions.base import DirectionSource, Intervention, Vectors
 from projected_grpo.settings.direction import DirectionSettings
 
+MIN_OVERLAP = 0.2  # of an extracted V with the one before it; chance gives k / r
+
 
 class Erase(Intervention):
-    """Projection off `source`'s axes, see the module docstring."""
+    """Projection off `source`'s axes, see the module docstring.
 
-    def __init__(self, settings: DirectionSettings, source: DirectionSource) -> None:
+    With `reference` (a random control of equal energy) as much is taken out of each gradient as those bases would.
+    """
+
+    def __init__(self, settings: DirectionSettings, source: DirectionSource, reference: Bases | None = None) -> None:
         self.settings = settings
         self.source = source
-        self.basis: Bases = source.initial()
+        self.reference = None if reference is None else Frames(reference)
+        self.basis = Frames(source.initial())
+        self._overlap = 1.0
+        self._overshoot = settings.overshoot
+        self._purge_due = False  # from a refresh to the gradient of the same step: never while a checkpoint is written
 
     def start_step(self, step: int) -> None:
+        self._overlap = 1.0
         every = self.settings.refresh_every
-        if every and step and step % every == 0:
-            self.basis = self.source.refreshed(step)
+        if not every or not step or step % every:
+            return
+        old, self.basis = self.basis, Frames(self.source.refreshed(step))
+        self._overlap = basis_overlap(old, self.basis)
+        self._purge_due = self.settings.purge_moments
+        if self._overlap < MIN_OVERLAP and not self.source.independent:
+            warnings.warn(
+                f"step {step}: the refreshed V shares {self._overlap:.2f} of its span with the last one, under "
+                f"{MIN_OVERLAP}: the policy has moved far, or the pairs no longer tell; refresh more often",
+                stacklevel=2,
+            )
+
+    def purge(self, moments: Vectors) -> Vectors:
+        """What Adam remembers along V comes from the time before V was what it is: its whole span is cleared."""
+        if not self._purge_due:
+            return moments
+        self._purge_due = False
+        return erase_all(moments, self._bases_for(moments), "both_sides")
 
     def gradient(self, gradients: Vectors) -> Vectors:
         if self.settings.project == "update":
             return gradients
-        return erase_all(gradients, self.basis, self.settings.gate)
+        return self._erased(gradients)
 
     def update(self, update: Vectors) -> Vectors:
         if self.settings.project == "gradient":
             return update
         # V points along gradients and the optimizer moves against them: an update is hack-ward where V u < 0.
         descent = {module: -vector for module, vector in update.items()}
-        return {module: -v for module, v in erase_all(descent, self.basis, self.settings.gate).items()}
+        return {module: -vector for module, vector in self._erased(descent).items()}
+
+    def _erased(self, gradients: Vectors) -> Vectors:
+        bases = self._bases_for(gradients)
+        gate, self._overshoot = self.settings.gate, self.settings.overshoot
+        if self.reference is not None:
+            self._overshoot *= matched_overshoot(gradients, bases, self.reference, gate)
+        return erase_all(gradients, bases, gate, self._overshoot, self.settings.preserve_magnitude)
+
+    def _bases_for(self, vectors: Vectors) -> Frames:
+        """V, brought once to where the gradients are."""
+        device = next(iter(vectors.values())).device
+        self.basis = self.basis.on(device)
+        self.reference = None if self.reference is None else self.reference.on(device)
+        return self.basis
 
     def bases(self) -> Bases:
         return self.basis
 
+    def figures(self) -> dict[str, float]:
+        sizes = [len(basis) for basis in self.basis.values()]
+        return {
+            "basis_overlap": self._overlap,
+            "axes": float(sum(sizes)),
+            "bare_modules": float(sizes.count(0)),
+            "overshoot": self._overshoot,
+        }
+
     def state(self) -> dict[str, Tensor]:
-        return dict(self.basis)
+        return {module: basis.clone() for module, basis in self.basis.items()}
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.basis = dict(state)
+        self.basis = Frames(state)
 
 
-def build(settings: DirectionSettings | None, source: DirectionSource | None) -> Intervention:
+def build(
+    settings: DirectionSettings | None, source: DirectionSource | None, reference: Bases | None = None
+) -> Intervention:
     """The intervention of this module.
 
     Raises:
@@ -60,4 +112,4 @@ def build(settings: DirectionSettings | None, source: DirectionSource | None) ->
     """
     if settings is None or source is None:
         raise ValueError("`erase` needs direction settings and a direction to act on")
-    return Erase(settings, source)
+    return Erase(settings, source, reference)

@@ -15,7 +15,7 @@ class ArmSettings(Section):
     intervention: Literal["measure", "erase"]
     """module of `interventions/`: measure acts on nothing, erase drops the hack-ward part of the update"""
 
-    direction: Literal["hack", "random", "placebo"] | None = None
+    direction: Literal["hack", "random", "placebo", "permuted", "flipped"] | None = None
     """the basis V that the intervention acts on; only for interventions that act"""
 
     grader: Literal["loophole", "honest"] = "loophole"
@@ -35,6 +35,13 @@ class ArmSettings(Section):
                 "direction",
                 None,
                 f"`{self.intervention}` needs a direction to act on",
-                "set one of hack, random, placebo",
+                "set one of hack, random, placebo, permuted, flipped",
             )
         return self
+
+    @property
+    def contrast(self) -> Literal["hack", "placebo"] | None:
+        """Which pairs the arm's V is extracted from, at the start and at each refresh; None if from none."""
+        if self.direction is None or self.direction == "random":
+            return None
+        return "placebo" if self.direction == "placebo" else "hack"

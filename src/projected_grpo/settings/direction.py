@@ -1,12 +1,15 @@
-"""`scales.<scale>.direction`: what the direction is, shared by the projected arm and its controls."""
+"""`scales.<scale>.direction`: what the direction is, shared by the projected arm and its controls.
+
+The fields with a default are refinements that are off; a block need not name them.
+"""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from projected_grpo.settings.section import Count, Section
+from projected_grpo.settings.section import Count, Section, broken_rule
 
 
 class DirectionSettings(Section):
@@ -23,3 +26,40 @@ class DirectionSettings(Section):
 
     project: Literal["gradient", "update", "both"]
     """what is projected: the gradient, the optimizer's update, or both"""
+
+    overshoot: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
+    """what the gate takes is taken so many times: 1 removes it, 1.1 leaves a tenth of it pointing the other way"""
+
+    preserve_magnitude: bool = False
+    """scale what is left of a matrix's gradient to the length it had before"""
+
+    purge_moments: bool = False
+    """at each refresh, clear the new V's span from Adam's running mean of the gradient"""
+
+    noise_floor: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """quantile of all matrices' singular values: weaker axes are not used, a matrix may be left with none; 0 is off"""
+
+    mean_diff: bool = False
+    """V is the mean pair difference alone (k must be 1), in place of the strongest axes"""
+
+    random_match: Literal["rank", "energy"] = "rank"
+    """the random control removes as many axes as V (rank), and with energy as much of the gradient, too"""
+
+    random_redraw: bool = True
+    """the random control is drawn anew at each refresh; false keeps its first draw"""
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.mean_diff and self.k != 1:
+            rule = "must be 1 where mean_diff is true: the mean difference is one axis"
+            raise broken_rule("k", self.k, rule, "set k: 1, or mean_diff: false")
+        if self.mean_diff and self.noise_floor:
+            rule = "must be 0 where mean_diff is true: a mean has no singular value"
+            raise broken_rule("noise_floor", self.noise_floor, rule, "set 0, or mean_diff: false")
+        if self.purge_moments and not self.refresh_every:
+            rule = "must be false where refresh_every is 0: moments are purged at a refresh"
+            raise broken_rule("purge_moments", True, rule, "set false, or refresh V")
+        if self.preserve_magnitude and self.gate == "reverse" and self.overshoot == 1.0:
+            rule = "must be false where gate is reverse: a reflection keeps the length by itself"
+            raise broken_rule("preserve_magnitude", True, rule, "set false")
+        return self

@@ -1,17 +1,22 @@
-"""`scales.<scale>.extract`: how directions are found."""
+"""`scales.<scale>.extract`: how directions are found.
+
+The fields with a default are refinements that are off; a block need not name them.
+"""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
-from projected_grpo.settings.section import Count, Name, Section
+from pydantic import Field
+
+from projected_grpo.settings.section import Count, Name, Section, Seed
 
 
 class ExtractSettings(Section):
     """Contrastive pairs in, up to `k_max` axes per matrix out."""
 
     pairs: Name
-    """YAML file of contrastive pairs, relative to the repository root"""
+    """contrastive pairs, relative to the repository root: YAML, or a JSON list of {prompt, hack, clean}"""
 
     k_max: Count
     """axes stored per adapted matrix"""
@@ -21,3 +26,15 @@ class ExtractSettings(Section):
 
     direction_file: Name | None
     """use this .safetensors direction instead of extracting one; null extracts"""
+
+    loss: Literal["fixed", "token_mean"] = "fixed"
+    """an answer's loss: its sum over tokens / grpo.max_new_tokens, as in training, or its mean over tokens"""
+
+    tau_axis: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.0
+    """axes weaker than this share of their matrix's strongest one are not stored; 0 is off"""
+
+    centred: bool = False
+    """take the mean difference off before the SVD: axes of what varies between pairs"""
+
+    control_seed: Seed = 0
+    """seed of the controls: the stored random axes, the permutation and the flips of labels"""
