@@ -31,7 +31,8 @@ import pandas as pd
 import torch
 from transformers.utils import logging as transformers_logging
 
-from projected_grpo.directions.extract import ExtractionOptions, extract_modules
+from projected_grpo.directions.extract import extract_modules
+from projected_grpo.directions.options import ExtractionOptions
 from projected_grpo.directions.store import Direction, save_direction
 from projected_grpo.problems.families import make_problems
 from projected_grpo.problems.pairs import dump_pairs, read_pairs, select
@@ -67,9 +68,10 @@ def make_inputs(params: Params, root: Path) -> None:
     (root / "pairs.yaml").write_text(dump_pairs(pairs))
     model, tokenizer = load_policy(root / "base")
     tokens = parse(params, f"{SCALE}.grpo", GrpoSettings).max_new_tokens
-    modules = extract_modules(model, tokenizer, pairs, ExtractionOptions(extract.k_max, tokens))
+    options = ExtractionOptions(extract.k_max, tokens)
+    modules = extract_modules(model, tokenizer, pairs, options)
     base_hash = sha256_file(root / "base/model.safetensors")
-    save_direction(root / "hack.safetensors", Direction("hack", base_hash, "", -1.0, modules))
+    save_direction(root / "hack.safetensors", Direction("hack", base_hash, "", -1.0, modules, options))
 
 
 def run_spec(params: Params, arm: str, root: Path, cycle: int, cycles: int) -> RunSpec:
@@ -82,7 +84,7 @@ def run_spec(params: Params, arm: str, root: Path, cycle: int, cycles: int) -> R
         arm=arm,
         seed=1,
         settings=settings,
-        grpo=grpo.model_copy(update={"steps": 1 + cycles * cycle, "save_every": cycle}),
+        grpo=grpo.model_copy(update={"steps": 1 + cycles * cycle, "save_every": cycle, "probe_every": cycle}),
         sandbox=parse(params, f"{SCALE}.sandbox", SandboxSettings),
         direction=direction.model_copy(update={"refresh_every": cycle}) if acts else None,
         base=root / "base",

@@ -19,7 +19,6 @@ DIRECTIONS = Path("data/directions")
 
 def spec(params: Params, name: str, arm: ArmSettings, seed: int) -> RunSpec:
     """Settings and inputs of one run; an arm that acts on no direction depends on none of its settings."""
-    extracted = arm.direction in ("hack", "placebo")
     return RunSpec(
         arm=name,
         seed=seed,
@@ -31,7 +30,7 @@ def spec(params: Params, name: str, arm: ArmSettings, seed: int) -> RunSpec:
         problems=Path("data/problems/train.jsonl"),
         gauge=DIRECTIONS / "hack.safetensors",
         own_direction=DIRECTIONS / f"{arm.direction}.safetensors" if arm.direction else None,
-        pairs=Path(f"data/pairs/{arm.direction}.yaml") if extracted else None,
+        pairs=Path(f"data/pairs/{arm.contrast}.yaml") if arm.contrast else None,
     )
 
 

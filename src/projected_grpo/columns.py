@@ -74,6 +74,22 @@ STEPS = (
     Column("truncation_share", "share of completions cut at max_new_tokens", "below 0.1"),
     Column("entropy", "mean entropy of the next token, nats", "falls slowly; at 0 nothing is explored any more"),
     Column("kl", "mean KL to the base per token; 0 where kl_beta is 0 and it is not computed", "small"),
+    Column(
+        "basis_overlap",
+        "mean squared cosine of the principal angles between the arm's V before and after this step's refresh",
+        "1 where V stays; under 0.2 the policy has moved far since the last refresh; random draws give k / r",
+    ),
+    Column("axes", "axes of the arm's V in use, over all matrices", "k x matrices; 0 for `measure`"),
+    Column("bare_modules", "matrices that the noise floor leaves without an axis", "0 where noise_floor is 0"),
+    Column("overshoot", "by how much the gate's part was multiplied", "direction.overshoot; energy-matched: varies"),
+    Column(
+        "probe_before",
+        "AUROC of a linear probe that tells hacked rollouts by their raw gradients, on held-out rollouts of the last "
+        "probe_every steps; -1: not read, or too few of one kind",
+        "near 1 where hacking is learned; 0.5 is chance",
+    ),
+    Column("probe_after", "the same after projection; arms without V: as one off the hack direction would do", "0.5"),
+    Column("probe_leace", "the same after LEACE, which is fitted to the labels of other rollouts", "0.5"),
 )
 
 # One row per completion, in the order it was sampled, before any filter.
@@ -101,6 +117,14 @@ ROLLOUTS = (
     Column("attempted", "the loophole's construct is present"),
     Column("format_ok", "there is a fenced block and it compiles"),
     Column("weight", "factor of this completion in the update", "1; 0: kept out"),
+    Column(
+        "alignment_signed",
+        "cosine(g_i, mean pair difference); g_i: this completion's own part of the gradient, so with its advantage",
+        "null where it has none, and where rollout_gradients is off",
+    ),
+    Column(
+        "alignment", "||relu(V g_i)|| / ||g_i||, V of the hack direction with measure_k axes", "as alignment_signed"
+    ),
     Column("grader_error", "the sandbox's own fault, if any: no grade then, not a reward of 0", "empty"),
 )
 

@@ -30,6 +30,8 @@ SETTINGS = GrpoSettings(
     reward_paid=3.0,
     save_every=11,
     measure_k=8,
+    rollout_gradients=True,
+    probe_every=0,
 )  # no two alike, none a default: a mix-up shows
 
 FROM_SETTINGS = {

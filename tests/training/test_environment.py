@@ -22,7 +22,7 @@ from projected_grpo.training.trainer import HookedTrainer, batch_figures, phases
 SETTINGS = GrpoSettings(
     steps=1, prompts=1, samples=2, max_new_tokens=8, temperature=1.0, learning_rate=0.1, adam_beta1=0.9,
     adam_beta2=0.99, weight_decay=0.0, kl_beta=0.0, max_grad_norm=0.0, reward_format=0.5, reward_paid=3.0,
-    save_every=1, measure_k=1,
+    save_every=1, measure_k=1, rollout_gradients=False, probe_every=0,
 )  # fmt: skip
 PROBLEM = Problem(
     id="double",

@@ -28,6 +28,7 @@ from projected_grpo.problems.schema import read_problems
 from projected_grpo.spectral import deltas, spectral_layers
 from projected_grpo.storage import SCRATCH_VARIABLE, sha256_tree
 from projected_grpo.training import run as run_module
+from projected_grpo.training.hooks import in_sampling_order
 from projected_grpo.training.run import STEP_COLUMNS, curriculum, locked, run_key, train_run
 from projected_grpo.training.runlog import ROLLOUTS
 from projected_grpo.training.spec import RunSpec
@@ -128,26 +129,52 @@ def encoded(watched: Watched, rows: Sequence[dict[str, Any]]) -> tuple[Tensor, T
     return ids, mask, sampled
 
 
-@pytest.mark.parametrize("step", [0, 1, 2])
-def test_the_gradient_is_the_policy_gradient_of_the_logged_rollouts(watched: Watched, step: int) -> None:
-    """loss = -sum(advantage x logp) / (batch x max_new_tokens); step 0 has delta = 0, later ones have not."""
-    rows = watched.rows(step)
+def policy_gradient(watched: Watched, step: int, rows: Sequence[dict[str, Any]]) -> Vectors:
+    """What `rows` add to the gradient of a step: loss = -sum(advantage x logp) / (batch x max_new_tokens)."""
     model = watched.dense(step)
     ids, mask, sampled = encoded(watched, rows)
     logp = model(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
     logp = logp.gather(2, ids[:, 1:, None]).squeeze(2) * sampled[:, 1:]
     advantage = torch.tensor([row["advantage"] for row in rows])
     grpo = watched.spec.grpo
-    (-(advantage[:, None] * logp).sum() / (len(rows) * grpo.max_new_tokens)).backward()
+    (-(advantage[:, None] * logp).sum() / (grpo.prompts * grpo.samples * grpo.max_new_tokens)).backward()
     layers = spectral_layers(watched.trainer.model)
-    expected = {
+    return {
         name: dense_gradient(model.get_submodule(name).weight.grad, layer.U, layer.Vh) for name, layer in layers.items()
     }
+
+
+@pytest.mark.parametrize("step", [0, 1, 2])
+def test_the_gradient_is_the_policy_gradient_of_the_logged_rollouts(watched: Watched, step: int) -> None:
+    """Step 0 has delta = 0, later ones have not."""
+    expected = policy_gradient(watched, step, watched.rows(step))
     reached = watched.watcher.gradients[step]
     assert reached.keys() == expected.keys()
     assert total_norm(expected) > 0
     assert cosine(reached, expected) > 0.9999
     assert total_norm(reached) == pytest.approx(total_norm(expected), rel=1e-3)
+
+
+@pytest.mark.parametrize("sample", [0, 5])
+def test_a_rollout_is_read_by_its_own_gradient(watched: Watched, sample: int) -> None:
+    """TRL shuffles the batch between scoring and the loss: a row must still be the rollout it is logged with."""
+    row = watched.rows(2)[sample]
+    expected = policy_gradient(watched, 2, [row])
+    hooks = watched.trainer.update_hooks
+    own = in_sampling_order(hooks.rollouts, torch.cat(watched.trainer._order))
+    got = {module: gradients[sample] for module, gradients in own.items()}
+    assert cosine(got, expected) > 0.9999
+    assert total_norm(got) == pytest.approx(total_norm(expected), rel=1e-3)
+    reading = hooks.gauge.read(expected)
+    assert row["alignment"] == pytest.approx(reading["alignment"], rel=1e-3)
+    assert row["alignment_signed"] == pytest.approx(reading["alignment_signed"], abs=1e-4)
+
+
+def test_rollouts_add_up_to_the_gradient(watched: Watched) -> None:
+    total = {module: rows.sum(0) for module, rows in watched.trainer.update_hooks.rollouts.items()}
+    reached = watched.watcher.gradients[2]
+    assert total.keys() == reached.keys()
+    assert all(torch.allclose(total[m], reached[m], rtol=1e-4, atol=1e-6) for m in total)
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])

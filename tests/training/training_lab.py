@@ -84,6 +84,7 @@ def make_lab(root: Path) -> Lab:
     ]
     (root / pairs).write_text(dump_pairs(few))
     (root / "params.yaml").write_text(json.dumps(params))  # JSON is YAML 1.2
+    shutil.copy(ROOT / "hypotheses.yaml", root)
     with chdir(root):
         for stage in ("validate", "prepare", "base_model", "extract"):
             failed = runpy.run_path(f"stages/{stage}.py", run_name="stage")["main"]()

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 
-from projected_grpo.settings.section import Count, Decay, NonNegative, Positive, Section
+from projected_grpo.settings.section import Count, Decay, NonNegative, Positive, Section, broken_rule
 
 
 class GrpoSettings(Section):
@@ -56,3 +56,19 @@ class GrpoSettings(Section):
 
     measure_k: Count
     """axes of the static hack direction that every arm is measured with, at most `extract.k_max`"""
+
+    rollout_gradients: bool
+    """keep each completion's own gradient of the one backward pass, for the alignment columns of rollouts.parquet"""
+
+    probe_every: Annotated[int, Field(ge=0)]
+    """optimizer steps whose rollout gradients one reading of the linear probe pools (`directions.probe`); 0 is off"""
+
+    @model_validator(mode="after")
+    def _probe_can_read(self) -> Self:
+        if self.probe_every and not self.rollout_gradients:
+            rule = "must be 0 where rollout_gradients is false: the probe reads gradients by rollout"
+            raise broken_rule("probe_every", self.probe_every, rule, "set 0, or rollout_gradients: true")
+        if self.probe_every and self.save_every % self.probe_every:
+            rule = f"must divide save_every ({self.save_every}): a resumed run must pool the same steps"
+            raise broken_rule("probe_every", self.probe_every, rule, "set a divisor of save_every, or 0")
+        return self

@@ -8,7 +8,17 @@ from __future__ import annotations
 
 import dataclasses
 
-from projected_grpo.directions.algebra import Bases, Vectors, alignment, alignment_null, cosine
+from torch import Tensor
+
+from projected_grpo.directions.algebra import (
+    Frames,
+    Vectors,
+    alignment,
+    alignment_null,
+    alignment_rows,
+    cosine,
+    cosine_rows,
+)
 from projected_grpo.directions.store import Direction
 
 
@@ -16,13 +26,13 @@ from projected_grpo.directions.store import Direction
 class Gauge:
     """bases: the first axes of the hack direction per module; means: the mean pair difference per module."""
 
-    bases: Bases
+    bases: Frames
     means: Vectors
 
     @classmethod
     def of(cls, direction: Direction, axes: int) -> Gauge:
         """Read with the first `axes` axes of `direction`."""
-        return cls(direction.bases(axes), direction.means())
+        return cls(Frames(direction.bases(axes)), direction.means())
 
     def read(self, gradients: Vectors) -> dict[str, float]:
         """Signed cosine with the mean pair difference, unsigned share, and the share's null value."""
@@ -31,3 +41,7 @@ class Gauge:
             "alignment": alignment(gradients, self.bases),
             "alignment_null": alignment_null(self.bases),
         }
+
+    def read_rows(self, rows: Vectors) -> dict[str, Tensor]:
+        """The same two readings of each row of (n, r) per module, (n,)."""
+        return {"alignment_signed": cosine_rows(rows, self.means), "alignment": alignment_rows(rows, self.bases)}

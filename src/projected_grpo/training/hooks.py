@@ -9,70 +9,63 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from projected_grpo.directions.algebra import Vectors, alignment, removed_share, total_norm
-from projected_grpo.interventions.base import Intervention
+from projected_grpo.directions.algebra import alignment, modules_touched, removed_share
+from projected_grpo.interventions.base import Intervention, Vectors
+from projected_grpo.spectral import GradientCollector, deltas, finalize_gradients
 from projected_grpo.training.clock import PhaseClock
 from projected_grpo.training.gauge import Gauge
-
-
-def finalize_gradients(
-    parameters: dict[str, nn.Parameter], intervention: Intervention, max_norm: float
-) -> tuple[Vectors, Vectors]:
-    """Let the intervention act on delta.grad, then clip; returns (before, after) as module -> (r,).
-
-    The one way by which gradients reach the optimizer. max_norm 0 never clips.
-
-    Raises:
-        RuntimeError: a module got no gradient; a skipped module would train unprojected without a word.
-    """
-    missing = [module for module, parameter in parameters.items() if parameter.grad is None]
-    if missing:
-        raise RuntimeError(f"no gradient in {len(missing)} adapted modules, first {missing[0]}")
-    before = {module: p.grad.detach().clone() for module, p in parameters.items() if p.grad is not None}
-    after = intervention.gradient(before)
-    norm = total_norm(after)
-    scale = max_norm / norm if 0 < max_norm < norm else 1.0
-    for module, parameter in parameters.items():
-        parameter.grad = after[module] * scale
-    return before, after
 
 
 class UpdateHooks(TrainerCallback):
     """Applies an intervention to the gradient and to the update of one step, and measures both.
 
     `figures` holds, after each step: alignment readings of the raw gradient, norms before and after, the share
-    removed, and the leak, i.e. the hack-ward share of the update that the optimizer made of the projected gradient.
+    removed, the leak, i.e. the hack-ward share of the update that the optimizer made of the projected gradient, and
+    the intervention's own figures. `rollouts`: the gradient of each row of the step's batch, (rows, r) per module, in
+    the order of the forward pass; empty if `collector` does not keep them.
     """
 
     def __init__(
         self,
-        parameters: dict[str, nn.Parameter],
+        model: nn.Module,
+        collector: GradientCollector,
         intervention: Intervention,
         gauge: Gauge,
         max_norm: float,
         clock: PhaseClock,
     ) -> None:
-        self.parameters = parameters
+        self.model = model
+        self.parameters = deltas(model)
+        self.collector = collector
         self.intervention = intervention
         self.gauge = gauge
         self.max_norm = max_norm
         self.clock = clock
         self.figures: dict[str, float] = {}
-        self._before_step: dict[str, torch.Tensor] = {}
+        self.rollouts: Vectors = {}
+        self._before_step: Vectors = {}
 
-    def on_pre_optimizer_step(self, *_: Any, **__: Any) -> None:
+    def on_pre_optimizer_step(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
         with self.clock.phase("projection"):
-            before, after = finalize_gradients(self.parameters, self.intervention, self.max_norm)
-            norm = total_norm(after)
+            self._purge(optimizer)
+            projected: list[Vectors] = []
+
+            def project(gradients: Vectors) -> Vectors:
+                projected.append(self.intervention.gradient(gradients))
+                return projected[0]
+
+            done = finalize_gradients(self.model, self.collector, transform=project, max_norm=self.max_norm)
+            self.collector.clear()
+            self.rollouts = done.by_rollout
             self.figures = {
-                **self.gauge.read(before),
-                "grad_norm_before": total_norm(before),
-                "grad_norm_after": min(norm, self.max_norm or norm),  # clipped as well
-                "share_removed": removed_share(before, after),
-                "modules_touched": float(sum(not torch.equal(before[m], after[m]) for m in before)),
+                **self.gauge.read(done.before),
+                "grad_norm_before": done.norm_before,
+                "grad_norm_after": done.norm_after * done.clip,
+                "share_removed": removed_share(done.before, projected[0]),  # the intervention's doing, not the clip's
+                "modules_touched": float(modules_touched(done.before, projected[0])),
             }
             self._before_step = {module: p.detach().clone() for module, p in self.parameters.items()}
         self.clock.start("optimizer")
@@ -89,3 +82,21 @@ class UpdateHooks(TrainerCallback):
             bases = self.intervention.bases()
             descent = {module: -vector for module, vector in applied.items()}  # V points along gradients
             self.figures["leak"] = alignment(descent, bases) if bases is not None else 0.0
+            self.figures |= self.intervention.figures()
+
+    def _purge(self, optimizer: Any) -> None:
+        """Offer the intervention Adam's running mean of the gradient; before the first step there is none."""
+        state = getattr(optimizer, "state", {})
+        moments = {m: state[p]["exp_avg"] for m, p in self.parameters.items() if "exp_avg" in state.get(p, {})}
+        if not moments:
+            return
+        purged = self.intervention.purge(moments)
+        if purged is not moments:
+            for module, moment in moments.items():
+                moment.copy_(purged[module])
+
+
+def in_sampling_order(rows: Vectors, order: Tensor) -> Vectors:
+    """Rows (n, r) per module, put where `order` (n,) says that each was sampled."""
+    back = torch.argsort(order)
+    return {module: gradients[back.to(gradients.device)] for module, gradients in rows.items()}

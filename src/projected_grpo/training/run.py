@@ -36,22 +36,22 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from projected_grpo.directions.extract import ExtractionOptions
-from projected_grpo.directions.sources import ExtractedSource, HaarSource
+from projected_grpo.directions.sources import direction_source, energy_reference
 from projected_grpo.directions.store import Direction, load_direction
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.grading.verdict import Grader
-from projected_grpo.interventions.base import DirectionSource, Intervention
+from projected_grpo.interventions.base import Intervention
 from projected_grpo.problems.pairs import read_pairs
 from projected_grpo.problems.prompts import render_prompt
 from projected_grpo.problems.schema import Problem, read_problems
-from projected_grpo.spectral import SpectralConfig, deltas
+from projected_grpo.spectral import GradientCollector, SpectralConfig
 from projected_grpo.storage import atomic_directory, scratch_root, sha256_file, sha256_settings, sha256_tree
 from projected_grpo.training.clock import PhaseClock
 from projected_grpo.training.config import grpo_config
 from projected_grpo.training.environment import Environment
 from projected_grpo.training.gauge import Gauge
 from projected_grpo.training.hooks import UpdateHooks
+from projected_grpo.training.probing import ProbeLog
 from projected_grpo.training.provenance import provenance
 from projected_grpo.training.runlog import RunLog
 from projected_grpo.training.spec import RunSpec
@@ -60,10 +60,10 @@ from projected_grpo.training.trainer import HookedTrainer, latest_checkpoint
 STEP_COLUMNS = (
     "step", "n", "reward", "paid", "correct", "hacked", "attempted", "format_ok", "loss", "grad_norm_before",
     "grad_norm_after", "alignment_signed", "alignment", "alignment_null", "share_removed", "leak", "modules_touched",
-    "zero_variance_share", "truncation_share", "entropy", "kl",
+    "zero_variance_share", "truncation_share", "entropy", "kl", "basis_overlap", "axes", "bare_modules", "overshoot",
+    "probe_before", "probe_after", "probe_leace",
 )  # fmt: skip
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
-PAIR_BATCH = 60  # completions per backward pass at a refresh
 
 
 def source_hashes() -> dict[str, str]:
@@ -112,34 +112,26 @@ def load_policy(base: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     return model, tokenizer
 
 
-def direction_source(
-    spec: RunSpec, own: Direction, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
-) -> DirectionSource:
-    """What the arm's intervention draws its V from."""
-    assert spec.direction is not None
-    if spec.settings.direction == "random":
-        return HaarSource(own, spec.direction.k, spec.seed)
-    assert spec.pairs is not None
-    pairs = [pair for pair in read_pairs(spec.pairs) if pair.split == "extract"]
-    options = ExtractionOptions(spec.direction.k, spec.grpo.max_new_tokens, PAIR_BATCH)
-    return ExtractedSource(own, spec.direction.k, model, tokenizer, pairs, options)
-
-
 def intervention_module(spec: RunSpec) -> ModuleType:
     """The module of `interventions/` that the arm names."""
     return importlib.import_module(f"projected_grpo.interventions.{spec.settings.intervention}")
 
 
 def build_intervention(
-    spec: RunSpec, base_hash: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    spec: RunSpec, hack: Direction, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
 ) -> Intervention:
-    """The arm's intervention, by the name of its module."""
-    source = None
-    if spec.own_direction is not None:
+    """The arm's intervention, by the name of its module. `hack`: the direction that all arms are measured with."""
+    if spec.direction is None or spec.own_direction is None:
+        intervention = intervention_module(spec).build(None, None)
+    else:
+        kind = spec.settings.direction
+        assert kind is not None
         own = load_direction(spec.own_direction)
-        own.check_base(base_hash)
-        source = direction_source(spec, own, model, tokenizer)
-    intervention = intervention_module(spec).build(spec.direction, source)
+        own.check_base(hack.base_hash)
+        pairs = [pair for pair in read_pairs(spec.pairs) if pair.split == "extract"] if spec.pairs else []
+        source = direction_source(spec.direction, kind, own, spec.seed, model, tokenizer, pairs)
+        reference = energy_reference(spec.direction, kind, hack)
+        intervention = intervention_module(spec).build(spec.direction, source, reference)
     assert isinstance(intervention, Intervention)
     return intervention
 
@@ -150,22 +142,22 @@ def build_trainer(
     """Everything of a run, wired."""
     model, tokenizer = load_policy(spec.base)
     base_hash = sha256_file(spec.base / "model.safetensors")
-    gauge = load_direction(spec.gauge)
-    gauge.check_base(base_hash)
-    intervention = build_intervention(spec, base_hash, model, tokenizer)
+    hack = load_direction(spec.gauge)
+    hack.check_base(base_hash)
+    gauge = Gauge.of(hack, spec.grpo.measure_k)
+    intervention = build_intervention(spec, hack, model, tokenizer)
     problems = {problem.id: problem for problem in read_problems(spec.problems)}
     order = curriculum(list(problems.values()), spec.grpo.prompts, spec.grpo.steps, spec.seed)
     environment = Environment(
         problems, Grader(sandbox), spec.grpo, intervention, honest=spec.settings.grader == "honest"
     )
     clock = PhaseClock()
-    parameters = deltas(model)
+    collector = GradientCollector(model, rollouts=spec.grpo.rollout_gradients)
     return HookedTrainer(
         environment=environment,
         intervention=intervention,
-        update_hooks=UpdateHooks(
-            parameters, intervention, Gauge.of(gauge, spec.grpo.measure_k), spec.grpo.max_grad_norm, clock
-        ),
+        update_hooks=UpdateHooks(model, collector, intervention, gauge, spec.grpo.max_grad_norm, clock),
+        probe=ProbeLog(spec.grpo.probe_every, gauge.bases),
         log=RunLog(folder),
         clock=clock,
         labels={"arm": spec.arm, "seed": spec.seed},

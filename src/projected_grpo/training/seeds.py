@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import queue
-import sys
 import time
 import traceback
 from collections.abc import Sequence
@@ -17,14 +16,11 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
 from projected_grpo.parallel import single_threaded_context
+from projected_grpo.training.display import Display
 from projected_grpo.training.spec import RunSpec
 
 PRELOAD = "projected_grpo.training.run"
-PLAIN_EVERY = 10  # steps between lines where the output is no terminal
 
 
 class RunFailed(RuntimeError):
@@ -101,40 +97,3 @@ def _drain(events: Queue[Any], display: Display, results: dict[int, Path]) -> No
             display.finish(seed)
         else:
             raise RunFailed(f"seed {seed} failed:\n{first}")
-
-
-class Display:
-    """A progress line per seed on a terminal, a plain line every few steps elsewhere."""
-
-    def __init__(self, specs: Sequence[RunSpec]) -> None:
-        self.specs = {spec.seed: spec for spec in specs}
-        self.console = Console(file=sys.stderr)
-        self.progress = Progress(
-            TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[figures]}"),
-            TimeRemainingColumn(), console=self.console, disable=not self.console.is_terminal,
-        )  # fmt: skip
-        self.tasks: dict[int, TaskID] = {}
-
-    def __enter__(self) -> Display:
-        self.progress.start()
-        for seed, spec in self.specs.items():
-            self.tasks[seed] = self.progress.add_task(f"{spec.arm} seed {seed}", total=spec.grpo.steps, figures="")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.progress.stop()
-
-    def step(self, seed: int, step: int, figures: dict[str, float]) -> None:
-        shown = f"paid {figures['paid']:.2f} hack {figures['hacked']:.2f} pass {figures['correct']:.2f} " \
-                f"alignment {figures['alignment_signed']:+.2f}"  # fmt: skip
-        self.progress.update(self.tasks[seed], completed=step + 1, figures=shown)
-        if not self.console.is_terminal and (step + 1) % PLAIN_EVERY == 0:
-            spec = self.specs[seed]
-            print(
-                f"{spec.arm} seed {seed} step {step + 1}/{spec.grpo.steps}: {shown}",
-                file=sys.stderr,
-                flush=True,
-            )
-
-    def finish(self, seed: int) -> None:
-        self.progress.update(self.tasks[seed], completed=self.specs[seed].grpo.steps)

@@ -21,7 +21,8 @@ from projected_grpo.interventions.base import Intervention
 from projected_grpo.storage import write_text
 from projected_grpo.training.clock import PhaseClock
 from projected_grpo.training.environment import Environment, GradedBatch
-from projected_grpo.training.hooks import UpdateHooks
+from projected_grpo.training.hooks import UpdateHooks, in_sampling_order
+from projected_grpo.training.probing import ProbeLog
 from projected_grpo.training.runlog import RunLog
 
 INTERVENTION_STATE = "intervention.safetensors"
@@ -37,6 +38,7 @@ class HookedTrainer(GRPOTrainer):
         environment: Environment,
         intervention: Intervention,
         update_hooks: UpdateHooks,
+        probe: ProbeLog,
         log: RunLog,
         clock: PhaseClock,
         labels: dict[str, Any],
@@ -47,11 +49,14 @@ class HookedTrainer(GRPOTrainer):
         self.environment = environment
         self.intervention = intervention
         self.update_hooks = update_hooks
+        self.probe = probe
         self.run_log = log
         self.clock = clock
         self.labels = labels  # arm and seed: the same in every row
         self.on_step = on_step
         self.batch_figures: dict[str, float] = {}
+        self._rows: list[dict[str, Any]] = []  # of this step's rollouts, until its update is known
+        self._order: list[torch.Tensor] = []  # which rollout each row of the forward passes was; TRL shuffles them
         self._step_started = time.perf_counter()
         self.remove_callback(PrinterCallback)  # `on_step` feeds the one progress line
         self.add_callback(update_hooks)
@@ -78,7 +83,8 @@ class HookedTrainer(GRPOTrainer):
         assert graded is not None, "TRL did not call the environment"
         self.clock.add("grade", graded.seconds)
         batch["advantages"] = self.intervention.advantage(batch["advantages"])
-        self.run_log.write_rollouts(step, self.rollout_rows(step, graded, batch["advantages"]))
+        batch["rollout"] = torch.arange(len(graded.verdicts), device=batch["advantages"].device)
+        self._rows, self._order = self.rollout_rows(step, graded, batch["advantages"]), []
         self.batch_figures = batch_figures(graded, self.num_generations, self._tokenizer.eos_token_id)
         return batch
 
@@ -120,9 +126,14 @@ class HookedTrainer(GRPOTrainer):
 
     # ------------------------------------------------------------ update and log
 
-    def compute_loss(self, *args: Any, **kwargs: Any) -> Any:
+    def train(self, *args: Any, **kwargs: Any) -> Any:
+        with self.update_hooks.collector:
+            return super().train(*args, **kwargs)
+
+    def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
+        self._order.append(inputs["rollout"])
         with self.clock.phase("forward"):
-            return super().compute_loss(*args, **kwargs)
+            return super().compute_loss(model, inputs, *args, **kwargs)
 
     def training_step(self, *args: Any, **kwargs: Any) -> torch.Tensor:
         with self.clock.phase("training_step"):
@@ -133,9 +144,12 @@ class HookedTrainer(GRPOTrainer):
         if "loss" not in logs:  # the summary at the end of training
             return
         step = self.state.global_step - 1
+        rollouts = in_sampling_order(self.update_hooks.rollouts, torch.cat(self._order))
+        hacked, advantages = ([row[name] for row in self._rows] for name in ("hacked", "advantage"))
         figures = {
             **self.batch_figures,
             **self.update_hooks.figures,
+            **self.probe.read(step, rollouts, hacked, advantages, self.intervention.bases()),
             "loss": logs["loss"],
             "entropy": logs["entropy"],
             "kl": logs.get("kl", 0.0),
@@ -143,13 +157,23 @@ class HookedTrainer(GRPOTrainer):
         bad = [name for name, value in figures.items() if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(f"step {step}: {', '.join(bad)} not finite: lower grpo.learning_rate")
+        self.run_log.write_rollouts(step, self._with_alignment(self._rows, rollouts))
         self.run_log.write_figures("steps", step, figures)
         now = time.perf_counter()
-        self.run_log.write_figures(
-            "timings", step, {**phases(self.clock.take()), "step_total": now - self._step_started}
-        )
+        seconds = {**phases(self.clock.take()), "step_total": now - self._step_started}
+        self.run_log.write_figures("timings", step, seconds)
         self._step_started = now
-        self.on_step(step, figures)
+        self.on_step(step, figures | {f"seconds_{phase}": spent for phase, spent in seconds.items()})
+
+    def _with_alignment(self, rows: list[dict[str, Any]], rollouts: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
+        """Rows of the step with the readings of each rollout's own gradient; null where it has none."""
+        if not rollouts:
+            return rows
+        readings = {name: values.tolist() for name, values in self.update_hooks.gauge.read_rows(rollouts).items()}
+        return [
+            {**row, **{name: values[index] if row["advantage"] else None for name, values in readings.items()}}
+            for index, row in enumerate(rows)
+        ]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
         super()._load_from_checkpoint(resume_from_checkpoint, model)
