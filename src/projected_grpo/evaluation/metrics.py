@@ -6,7 +6,7 @@ could not judge (`grader_error`) has no verdict: it is left out of every rate an
 
 An arm's rate is the mean of its seeds' rates, each seed counting the same. Its SEM is the standard
 deviation over seeds (n - 1 in the denominator) divided by sqrt(n): it says how much a new seed would move
-the rate, not how well the problems stand for others (`statistics.paired_difference` knows both). One seed
+the rate, not how well the problems stand for others (the intervals of `statistics` know both). One seed
 has no SEM: 0.0 is written then, because metrics hold finite numbers only, and `seeds` = 1 says how to read
 it.
 """
@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean, stdev
@@ -86,7 +86,7 @@ class ArmRates:
 
 @dataclass(frozen=True, eq=False)
 class Tally:
-    """Counts of one verdict under held-out tokens: what a paired statistic needs of an arm.
+    """Counts of one verdict: what a paired statistic needs of an arm.
 
     `hits` and `graded` are int arrays (seeds, problems): completions with the verdict, and completions
     judged. A problem that was asked but lost all its completions of a seed to grader errors stays, with 0
@@ -104,16 +104,30 @@ class Tally:
         return self.hits.sum(axis=1) / self.graded.sum(axis=1)
 
 
+# Metric -> the verdict that it is a share of, and the names (token list) under which it is measured.
+COUNTED = {
+    "hack_rate": ("hacked", HELDOUT),
+    "pass_rate": ("correct", HELDOUT),
+    "attempt_rate": ("attempted", HELDOUT),
+    "train_token_hack_rate": ("hacked", TRAIN),
+}
+
+
 @dataclass(frozen=True)
 class ArmResult:
-    """All that a hypothesis is judged on: an arm's rates, and its hacks counted by seed and problem."""
+    """All that a hypothesis is judged on: an arm's rates, and the metrics of `COUNTED` by seed and problem."""
 
     rates: ArmRates
-    hacks: Tally
+    tallies: Mapping[str, Tally]
 
     @property
     def arm(self) -> str:
         return self.rates.arm
+
+    @property
+    def hacks(self) -> Tally:
+        """Hacks under held-out names."""
+        return self.tallies["hack_rate"]
 
 
 def read_samples(root: str | os.PathLike[str], arm: str) -> pd.DataFrame:
@@ -138,9 +152,8 @@ def read_samples(root: str | os.PathLike[str], arm: str) -> pd.DataFrame:
 def measure(samples: pd.DataFrame, arm: str) -> ArmResult:
     """Measure one arm from its graded samples (one row per completion, columns at least `COLUMNS`).
 
-    Raises: LabError: a column is missing, the rows are of another arm, a token list was not sampled, or a
-        seed has no
-            graded completion left (it would vanish from the mean without a word).
+    Raises: LabError: a column is missing, the rows are of another arm, a token list was not sampled, or a seed
+        has no graded completion left (it would vanish from the mean without a word).
     """
     _check(samples, arm)
     by_seed = _seed_rates(samples, arm, HELDOUT)
@@ -161,12 +174,12 @@ def measure(samples: pd.DataFrame, arm: str) -> ArmResult:
         train_token_pass_rate=fmean(seed.pass_rate for seed in trained),
         by_seed=by_seed,
     )
-    return ArmResult(rates, tally(samples, arm, "hacked"))
+    return ArmResult(rates, {metric: tally(samples, arm, *counted) for metric, counted in COUNTED.items()})
 
 
-def tally(samples: pd.DataFrame, arm: str, verdict: str) -> Tally:
-    """Count one of `VERDICTS` by seed and problem, under held-out tokens."""
-    rows = samples[samples["tokens"] == HELDOUT]
+def tally(samples: pd.DataFrame, arm: str, verdict: str, tokens: str = HELDOUT) -> Tally:
+    """Count one of `VERDICTS` by seed and problem, under one of the two token lists."""
+    rows = samples[samples["tokens"] == tokens]
     judged = ~rows["grader_error"].astype(bool)
     cells = pd.DataFrame(
         {

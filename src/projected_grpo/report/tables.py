@@ -1,7 +1,7 @@
 """The comparison of arms as tables, and the verdict as a sentence: terminal (rich), Markdown, CSV frames.
 
-Rates are shown in percent as mean ± SEM over seeds; the drop is in percentage points against the reference
-arm.
+Rates are shown in percent as mean ± SEM over seeds, or with their interval; drops in percentage points against the
+reference arm.
 """
 
 from __future__ import annotations
@@ -12,36 +12,58 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from projected_grpo.evaluation.hypothesis import NO_CONTROL, H1Result, Role
+from projected_grpo.evaluation.comparison import ArmComparison, PowerNote
+from projected_grpo.evaluation.hypothesis import NO_CONTROL, WORDS, Effect, Judgement, Role
 from projected_grpo.evaluation.metrics import DIGITS, ArmRates
+from projected_grpo.evaluation.onset import Onset
+from projected_grpo.evaluation.statistics import PairedDifference, Rate
+from projected_grpo.report.findings import Findings, arm_row
 
 HEADER = ("arm", "role", "hack %", "pass %", "attempt %", "paid %", "format %", "drop pp", "seeds", "n")
-LEFT = ("arm", "role")
+LEFT = ("arm", "role", "claim", "verdict", "says", "thresholds")
 SEED_RATES = ("hack_rate", "pass_rate", "attempt_rate", "paid_rate", "format_rate")
 
 
-def verdict_sentence(result: H1Result, confidence: float) -> str:
-    """The answer in plain text; a control that meets H1 by itself is told before the verdict."""
-    first = ""
-    if result.controls_meeting_h1:
-        names = " and ".join(result.controls_meeting_h1)
-        first = f"Beware: a control ({names}) meets H1's thresholds by itself: the direction is not what helps. "
-    interval = f"{confidence:.0%} interval {result.drop_ci_low:.1f} to {result.drop_ci_high:.1f}"
-    if not result.drop_estimable:
+def verdict_sentence(result: Judgement, confidence: float) -> str:
+    """H1's answer in plain text; a control that meets H1 by itself is told before the verdict."""
+    effect, control = result.effect, "no control took part"
+    interval = f"{confidence:.0%} interval {effect.low:.1f} to {effect.high:.1f}"
+    if effect.paired is None:
         interval = "no interval from one seed"
-    control = "no control took part"
     if result.control_name != NO_CONTROL:
-        control = f"the strongest control, {result.control_name}, by {result.control_drop_pp:.1f}"
+        control = f"the strongest control, {result.control_name}, by {result.control_effect:.1f}"
     return (
-        f"{first}H1 {result.verdict.value}: against {result.reference}, {result.treatment} lowers the "
-        f"hack rate by {result.drop_pp:.1f} points ({interval}); {control}. The pass rate changes by "
+        f"{_beware(result)}H1 {result.verdict.value}: against {result.reference}, {result.treatment} lowers the "
+        f"hack rate by {effect.estimate:.1f} points ({interval}); {control}. The pass rate changes by "
         f"{result.pass_change_pp:+.1f}."
     )
 
 
-def reason_lines(result: H1Result) -> list[str]:
+def claim_sentence(result: Judgement, confidence: float) -> str:
+    """The answer to any claim in plain text, opened like that of H1."""
+    effect, turned = result.effect, result.effect.estimate < 0
+    low, high = (-effect.high, -effect.low) if turned else (effect.low, effect.high)
+    direction = result.better if not turned else {"lower": "higher", "higher": "lower"}[result.better]
+    interval = f"{confidence:.0%} interval {low:.1f} to {high:.1f}" if effect.paired else "no interval from one seed"
+    return (
+        f"{_beware(result)}{result.name} {result.verdict.value}: {result.treatment}'s {WORDS[result.metric]} is "
+        f"{abs(effect.estimate):.1f} {effect.unit} {direction} than {result.reference}'s ({interval})."
+    )
+
+
+def reason_lines(result: Judgement) -> list[str]:
     """What decided the verdict, one line each."""
     return [f"- {reason}" for reason in result.reasons]
+
+
+def power_sentence(note: PowerNote | None) -> str:
+    """How many seeds it would take, in plain text."""
+    if note is None:
+        return "Power: unknown, one seed shows no variance."
+    text = f"Power: with the variance seen, {_seeds(note.drop_seeds)} would show a drop of {note.effect_pp:g} points"
+    if note.excess_seeds is not None:
+        text += f", and {_seeds(note.excess_seeds)} the {note.excess_pp:.1f} points beyond the strongest control,"
+    return f"{text} with probability {note.power:g}; the variance itself is a guess from few seeds."
 
 
 def rows(rates: Mapping[str, ArmRates], roles: Mapping[str, Role]) -> list[tuple[str, ...]]:
@@ -62,28 +84,58 @@ def terminal_table(rates: Mapping[str, ArmRates], roles: Mapping[str, Role]) -> 
     return table
 
 
-def markdown(rates: Mapping[str, ArmRates], roles: Mapping[str, Role], result: H1Result, confidence: float) -> str:
-    """The same table and the verdict as a Markdown page."""
+def markdown(found: Findings) -> str:
+    """Verdict, tables of arms and of claims, and how to read them, as a Markdown page."""
+    share = f"{found.confidence:.0%}"
     lines = [
         "# Comparison of arms",
         "",
-        f"**{verdict_sentence(result, confidence)}**",
+        f"**{verdict_sentence(found.h1, found.confidence)}**",
         "",
-        *reason_lines(result),
+        *reason_lines(found.h1),
         "",
-        _line(HEADER),
-        _line([":--" if name in LEFT else "--:" for name in HEADER]),
-        *map(_line, rows(rates, roles)),
+        found.registration.sentence(),
+        "",
+        *_table(HEADER, rows(found.rates, found.roles)),
         "",
         "Held-out problems with held-out tokens; mean ± SEM over seeds, in percent; one seed has no SEM.",
         "Drop: percentage points of hack rate below the reference arm; n: completions.",
+        "",
+        "## How sure",
+        "",
+        *_table(*_certainty(found)),
+        "",
+        f"{share} intervals for new seeds and new problems ([how](../docs/method.md#the-interval)). p: of no drop,",
+        "adjusted by Holm over the arms. Flip p: exact, by seed alone; with this number of seeds it cannot be below",
+        f"{_least_flip(found):g}. Worse p: of a pass rate that fell by more than H1 allows.",
+        "",
+        power_sentence(found.power),
+        "",
+        "## When, and how well, they hack",
+        "",
+        *_table(*_hacking(found)),
+        "",
+        "P(hack | attempt): of the answers that hold the construct, how many are paid for a wrong one. Times: steps",
+        "trained before it, under training names, mean over seeds; a run that never gets there counts as its length,",
+        "and in brackets is in how many seeds it came.",
+        "",
+        "## Claims",
+        "",
+        *_table(("claim", "verdict", "effect", "says", "thresholds"), [_claim(one, found) for one in found.judgements]),
+        "",
     ]
-    return "\n".join(lines) + "\n"
+    for judgement in found.judgements[1:]:
+        lines += [claim_sentence(judgement, found.confidence), "", *reason_lines(judgement), ""]
+    return "\n".join(lines)
 
 
-def arms_table(rates: Mapping[str, ArmRates], roles: Mapping[str, Role]) -> pd.DataFrame:
-    """`plots/arms.csv`: one row per arm: arm, role and the keys of `ArmRates.row`."""
-    return pd.DataFrame([{"arm": arm, "role": role.value, **rates[arm].row()} for arm, role in roles.items()])
+def arms_table(
+    rates: Mapping[str, ArmRates], roles: Mapping[str, Role], arms: Mapping[str, ArmComparison]
+) -> pd.DataFrame:
+    """`plots/arms.csv`: one row per arm: arm, role and the keys of `findings.arm_row`."""
+    return pd.DataFrame(
+        [{"arm": arm, "role": role.value, **arm_row(rates[arm], arms[arm])} for arm, role in roles.items()]
+    )
 
 
 def seeds_table(rates: Mapping[str, ArmRates], roles: Mapping[str, Role]) -> pd.DataFrame:
@@ -96,6 +148,13 @@ def seeds_table(rates: Mapping[str, ArmRates], roles: Mapping[str, Role]) -> pd.
             for seed in rates[arm].by_seed
         ]
     )
+
+
+def _beware(result: Judgement) -> str:
+    if not result.controls_alone:
+        return ""
+    names, name = " and ".join(result.controls_alone), result.name
+    return f"Beware: a control ({names}) meets {name}'s thresholds by itself: the direction is not what helps. "
 
 
 def _row(rates: ArmRates, role: Role, reference: ArmRates) -> tuple[str, ...]:
@@ -114,9 +173,70 @@ def _row(rates: ArmRates, role: Role, reference: ArmRates) -> tuple[str, ...]:
     )
 
 
+def _certainty(found: Findings) -> tuple[Sequence[str], list[Sequence[str]]]:
+    header = ("arm", "hack %", "pass %", "drop pp", "p (Holm)", "flip p", "pass change pp", "worse p")
+    cells: list[Sequence[str]] = []
+    for arm in (found.arms[name] for name in found.roles):
+        tests = ("", "", "", "", "")
+        if arm.drop and arm.pass_change:
+            p = (_p(arm.p_holm), _p(arm.p_flip))
+            tests = (_change(arm.drop), *p, _change(arm.pass_change, sign="+"), _p(arm.p_noninferior))
+        several = found.rates[arm.arm].seeds > 1
+        cells.append((arm.arm, _interval(arm.hack, several), _interval(arm.passed, several), *tests))
+    return header, cells
+
+
+def _hacking(found: Findings) -> tuple[Sequence[str], list[Sequence[str]]]:
+    header = ("arm", "attempts", "P(hack \\| attempt) %", "hacks outnumber correct", "half are hacks")
+    cells: list[Sequence[str]] = []
+    for arm in (found.arms[name] for name in found.roles):
+        given = arm.hack_given_attempt
+        shown = _interval(given, found.rates[arm.arm].seeds > 1) if given else "never attempted"
+        times = [_time(arm.onsets.get(kind)) for kind in ("hacks_lead_step", "half_hacked_step")]
+        cells.append((arm.arm, str(arm.attempts), shown, *times))
+    return header, cells
+
+
+def _claim(judgement: Judgement, found: Findings) -> tuple[str, ...]:
+    written = found.written[judgement.name].replace("_", " the ")
+    return judgement.name, judgement.verdict.value, _effect(judgement.effect), judgement.statement, f"set {written}"
+
+
+def _effect(effect: Effect) -> str:
+    interval = f" ({effect.low:.1f} to {effect.high:.1f})" if effect.paired else ""
+    return f"{effect.estimate:.1f} {effect.unit}{interval}"
+
+
+def _interval(rate: Rate, estimable: bool) -> str:
+    interval = f" ({100 * rate.low:.1f} to {100 * rate.high:.1f})" if estimable else ""
+    return f"{100 * rate.estimate:.1f}{interval}"
+
+
+def _change(found: PairedDifference, sign: str = "") -> str:
+    figures = (100 * found.estimate, 100 * found.low, 100 * found.high)
+    return "{} ({} to {})".format(*(f"{figure:{sign}.1f}" for figure in figures))
+
+
+def _time(onset: Onset | None) -> str:
+    return f"{onset.mean():.1f} ({onset.reached} of {len(onset.by_seed)})" if onset else ""
+
+
+def _least_flip(found: Findings) -> float:
+    return 2.0 ** (1 - found.h1.effect.seeds)
+
+
+def _seeds(count: int | None) -> str:
+    return "no number of seeds" if count is None else f"{count} seeds"
+
+
+def _p(p: float) -> str:
+    return "<0.001" if p < 0.001 else f"{p:.3f}"
+
+
 def _percent(rate: float, spread: float, seeds: int) -> str:
     return f"{100 * rate:.1f} ± {100 * spread:.1f}" if seeds > 1 else f"{100 * rate:.1f}"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    rule = [":--" if name in LEFT else "--:" for name in header]
+    return ["| " + " | ".join(line) + " |" for line in (header, rule, *cells)]

@@ -1,4 +1,4 @@
-"""`comparison`: which arms the hypothesis is about."""
+"""`comparison`: which arms are shown, and which play the roles of H1."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ from projected_grpo.settings.section import Name, Section, Unique
 
 
 class ComparisonSettings(Section):
-    """Roles of the arms in the H1 verdict; every name is a key of `arms`."""
+    """Roles of the arms in the H1 verdict; every name is a key of `arms`. Other roles than those that hypotheses.yaml
+    registers are allowed, and the verdict says that they are others."""
 
     treatment: Name
     """arm whose drop in hack rate is claimed"""

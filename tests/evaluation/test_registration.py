@@ -1,0 +1,169 @@
+"""Frozen or not: what is hashed, what a run is held against, what cannot be frozen."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from projected_grpo.cli import app
+from projected_grpo.errors import LabError
+from projected_grpo.evaluation import registration as module
+from projected_grpo.evaluation.registration import ANALYSIS, LOCK, PACKAGE, analysis_hash, freeze, registration
+from projected_grpo.settings.comparison import ComparisonSettings
+from projected_grpo.settings.hypotheses import HYPOTHESES, Hypotheses, read_hypotheses
+
+ROOT = Path(__file__).resolve().parents[2]
+SEEDS = (1, 2, 3)
+
+
+@pytest.fixture
+def plan() -> Hypotheses:
+    return read_hypotheses(ROOT / HYPOTHESES)
+
+
+@pytest.fixture
+def comparison(plan) -> ComparisonSettings:
+    return ComparisonSettings(
+        treatment=plan.primary.treatment,
+        reference=plan.primary.reference,
+        controls=plan.primary.controls,
+        honest="rl_baseline",
+        confidence=plan.analysis.confidence,
+    )
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A Git repository that holds what is frozen, committed."""
+    for name in ANALYSIS:
+        target = tmp_path / "src/projected_grpo" / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(PACKAGE / name, target)
+    shutil.copy(ROOT / HYPOTHESES, tmp_path)
+    git(tmp_path, "init", "-q")
+    commit(tmp_path)
+    return tmp_path
+
+
+def git(root: Path, *arguments: str) -> str:
+    return subprocess.run(["git", *arguments], cwd=root, check=True, capture_output=True, text=True).stdout
+
+
+def commit(root: Path) -> None:
+    git(root, "add", ".")
+    git(root, "-c", "user.name=a", "-c", "user.email=a@b", "commit", "-qm", "state")
+
+
+def append(path: Path, text: str) -> None:
+    path.write_text(path.read_text() + text)
+
+
+def test_the_frozen_analysis_is_recognised_with_its_revision(checkout, plan, comparison):
+    lock = freeze(checkout)
+    assert json.loads((checkout / LOCK).read_text()) == dataclasses.asdict(lock)
+    assert lock.revision == git(checkout, "rev-parse", "HEAD").strip()
+    found = registration(plan, comparison, SEEDS, checkout)
+    assert (found.as_frozen, found.changed, found.departures) == (True, (), ())
+    assert found.sentence() == f"The analysis is the one frozen at {lock.revision[:12]}."
+    assert found.row() == {
+        "analysis": lock.analysis[:12],
+        "as_frozen": True,
+        "departures": 0,
+        "frozen_at": lock.revision[:12],
+        "hypotheses": lock.hypotheses[:12],
+    }
+
+
+def test_nothing_frozen_is_said_so(checkout, plan, comparison):
+    found = registration(plan, comparison, SEEDS, checkout)
+    assert (found.as_frozen, found.row()["frozen_at"]) == (False, "never")
+    assert found.sentence().startswith("Nothing was frozen beforehand")
+
+
+@pytest.mark.parametrize("name", ANALYSIS)
+def test_any_change_of_the_analysis_code_shows(checkout, plan, comparison, monkeypatch, name):
+    freeze(checkout)
+    append(checkout / "src/projected_grpo" / name, "# later\n")
+    monkeypatch.setattr(module, "analysis_hash", lambda: analysis_hash(checkout / "src/projected_grpo"))
+    found = registration(plan, comparison, SEEDS, checkout)
+    assert (found.as_frozen, found.changed) == (False, ("the analysis code",))
+    assert "This is not the frozen analysis: the analysis code changed since" in found.sentence()
+
+
+def test_a_changed_threshold_shows(checkout, plan, comparison):
+    freeze(checkout)
+    text = (checkout / HYPOTHESES).read_text()
+    (checkout / HYPOTHESES).write_text(text.replace("supported_from: 30", "supported_from: 20"))
+    found = registration(plan, comparison, SEEDS, checkout)
+    assert (found.as_frozen, found.changed) == (False, (HYPOTHESES,))
+
+
+def test_a_run_with_other_seeds_or_arms_departs_from_the_plan(checkout, plan, comparison):
+    freeze(checkout)
+    other = comparison.model_copy(update={"controls": ("random",), "confidence": 0.9})
+    found = registration(plan, other, (1, 2), checkout)
+    assert not found.as_frozen
+    assert found.departures == (
+        "controls random instead of permuted, placebo, random",
+        "confidence 0.9 instead of 0.95",
+        "seeds 1, 2 instead of 1, 2, 3",
+    )
+    assert "the run departs from hypotheses.yaml: controls random instead of" in found.sentence()
+
+
+def test_the_order_of_seeds_and_controls_is_no_departure(checkout, plan, comparison):
+    freeze(checkout)
+    other = comparison.model_copy(update={"controls": tuple(reversed(comparison.controls))})
+    assert registration(plan, other, (3, 1, 2), checkout).as_frozen
+
+
+def test_what_is_not_committed_cannot_be_frozen(checkout):
+    append(checkout / HYPOTHESES, "# draft\n")
+    append(checkout / "src/projected_grpo/evaluation/metrics.py", "# draft\n")
+    with pytest.raises(LabError, match="must be committed") as refusal:
+        freeze(checkout)
+    assert "hypotheses.yaml" in str(refusal.value)
+    assert "evaluation/metrics.py" in str(refusal.value)
+    assert not (checkout / LOCK).exists()
+    commit(checkout)
+    assert freeze(checkout).revision == git(checkout, "rev-parse", "HEAD").strip()
+
+
+def test_a_folder_without_git_and_a_malformed_plan_cannot_be_frozen(checkout):
+    shutil.rmtree(checkout / ".git")
+    with pytest.raises(LabError, match="must be a Git checkout"):
+        freeze(checkout)
+    (checkout / HYPOTHESES).write_text("analysis: {}\n")
+    with pytest.raises(LabError, match=r"hypotheses\.analysis\.seeds"):
+        freeze(checkout)
+
+
+@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"hypotheses": "x", "analysis": "y", "revision": "z"}'])
+def test_a_broken_lock_is_refused_not_taken_for_none(checkout, plan, comparison, text):
+    (checkout / LOCK).write_text(text)
+    with pytest.raises(LabError, match="as `projected-grpo freeze` wrote it"):
+        registration(plan, comparison, SEEDS, checkout)
+
+
+def test_the_command_freezes_here(checkout, monkeypatch):
+    monkeypatch.chdir(checkout)
+    done = CliRunner().invoke(app, ["freeze"])
+    assert done.exit_code == 0
+    assert git(checkout, "rev-parse", "HEAD")[:12] in done.stdout
+    assert (checkout / LOCK).is_file()
+
+
+def test_everything_that_a_verdict_rests_on_is_hashed():
+    """All that judging imports of this project, except what only reads and refuses."""
+    code = "import sys, projected_grpo.evaluation.comparison; print(*(m for m in sys.modules if 'projected_grpo' in m))"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    plumbing = {"errors", "evaluation", "settings", "settings.loader", "settings.section"}
+    names = {name.removeprefix("projected_grpo.") for name in loaded if name != "projected_grpo"} - plumbing
+    assert names == {name.removesuffix(".py").replace("/", ".") for name in ANALYSIS}
