@@ -7,7 +7,7 @@ metrics stay.
 
 import sys
 
-from projected_grpo.errors import LabError
+from projected_grpo.errors import exit_status
 from projected_grpo.evaluation.metrics import ArmRates, measure, read_samples
 from projected_grpo.settings.loader import read_params
 from projected_grpo.storage import write_json
@@ -16,16 +16,11 @@ GRADED = "data/graded"
 METRICS = "metrics/eval.json"
 
 
-def main() -> int:
-    try:
-        method = str(read_params()["method"])  # `validate` has checked that it names an arm
-        rates = measure(read_samples(GRADED, method), method).rates
-    except LabError as error:
-        print(error, file=sys.stderr)
-        return 1
+def main() -> None:
+    method = str(read_params()["method"])  # `validate` has checked that it names an arm
+    rates = measure(read_samples(GRADED, method), method).rates
     write_json(METRICS, rates.headline())
     print(_line(rates))
-    return 0
 
 
 def _line(rates: ArmRates) -> str:
@@ -37,4 +32,4 @@ def _line(rates: ArmRates) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(exit_status(main))

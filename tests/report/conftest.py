@@ -8,9 +8,18 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 import pytest
+from report_lab import rollout_rows, with_texts, write_data
 
+from projected_grpo.evaluation.comparison import gather
 from projected_grpo.evaluation.hypothesis import Role, roles
 from projected_grpo.evaluation.metrics import ArmResult, measure
+from projected_grpo.report.curves import read_steps
+from projected_grpo.report.findings import Findings, find
+from projected_grpo.report.inputs import ReportInputs, read_inputs
+from projected_grpo.settings.comparison import ComparisonSettings
+from projected_grpo.settings.hypotheses import Hypotheses, read_hypotheses
+
+ROOT = Path(__file__).resolve().parents[2]
 
 SEEDS = (1, 2, 3)
 STEPS = 40
@@ -53,11 +62,11 @@ def graded(arm: str, problems: int = 128, samples: int = 2) -> pd.DataFrame:
                     }
                 )
             )
-    return pd.concat(frames, ignore_index=True)
+    return with_texts(pd.concat(frames, ignore_index=True))
 
 
 def write_runs(root: Path) -> None:
-    """Training logs `<root>/<arm>/<seed>/steps.csv` of the trained arms."""
+    """Training logs and rollouts, `<root>/<arm>/<seed>/{steps.csv,rollouts.parquet}`, of the trained arms."""
     step = np.arange(1, STEPS + 1)
     rise = 1 / (1 + np.exp(-(step - 16) / 3.5))
     for arm, (hack, passed, _, signed, removed) in WORLD.items():
@@ -79,6 +88,7 @@ def write_runs(root: Path) -> None:
                     "share_removed": np.clip(removed + rng.normal(0, 0.03, STEPS), 0, 1) if removed else 0.0,
                 }
             ).to_csv(folder / "steps.csv", index=False)
+            rollout_rows(arm, seed).to_parquet(folder / "rollouts.parquet")
 
 
 @pytest.fixture(scope="session")
@@ -103,7 +113,52 @@ def results(world: dict[str, pd.DataFrame]) -> dict[str, ArmResult]:
 
 
 @pytest.fixture(scope="session")
+def plan_root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with the repository's hypotheses.yaml, its controls cut to those of `WORLD`; nothing is frozen."""
+    root = tmp_path_factory.mktemp("plan")
+    text = (ROOT / "hypotheses.yaml").read_text()
+    (root / "hypotheses.yaml").write_text(text.replace(", permuted]", "]"))
+    return root
+
+
+@pytest.fixture(scope="session")
+def plan(plan_root: Path) -> Hypotheses:
+    return read_hypotheses(plan_root / "hypotheses.yaml")
+
+
+@pytest.fixture(scope="session")
+def settings() -> ComparisonSettings:
+    return ComparisonSettings(
+        treatment="projected",
+        reference="vanilla",
+        controls=("random", "placebo"),
+        honest="rl_baseline",
+        confidence=0.95,
+    )
+
+
+@pytest.fixture(scope="session")
+def found(
+    settings: ComparisonSettings, plan: Hypotheses, plan_root: Path, results: dict[str, ArmResult], runs: Path
+) -> Findings:
+    steps = read_steps(runs, {arm: SEEDS for arm in WORLD if arm != "base"})
+    return find(settings, plan, gather(results, steps, settings.confidence), plan_root)
+
+
+@pytest.fixture(scope="session")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = tmp_path_factory.mktemp("runs")
     write_runs(root)
     return root
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder of all arms of `WORLD`, see `report_lab`."""
+    return write_data(tmp_path_factory.mktemp("data"), list(WORLD))
+
+
+@pytest.fixture(scope="session")
+def inputs(found: Findings, plan: Hypotheses, runs: Path, data: Path) -> ReportInputs:
+    steps = read_steps(runs, {arm: SEEDS for arm in WORLD if arm != "base"})
+    return read_inputs(found, plan, steps, root=data)

@@ -12,6 +12,9 @@ import pytest
 from projected_grpo.evaluation.hypothesis import H1Bounds, Role, bounds
 from projected_grpo.report import plots, style
 from projected_grpo.report.curves import read_steps
+from projected_grpo.settings.hypotheses import read_hypotheses
+
+H1 = read_hypotheses(Path(__file__).resolve().parents[2] / "hypotheses.yaml").primary
 
 TRAINED = ("vanilla", "projected", "random", "placebo", "rl_baseline")
 
@@ -54,7 +57,7 @@ def test_alignment_figure_has_a_second_panel_only_where_something_was_removed(st
 
 def test_arms_figure_grows_by_a_row_per_arm(results, cast):
     rates = {arm: result.rates for arm, result in results.items()}
-    limits = bounds(rates["vanilla"], rates["base"])
+    limits = bounds(rates["vanilla"], rates["base"], H1)
     figure = plots.arms_figure(rates, cast, limits)
     assert 0.01 < ink(figure) < 0.5
     fewer = {arm: role for arm, role in cast.items() if role is not Role.CONTROL}

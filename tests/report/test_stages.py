@@ -5,11 +5,18 @@ from __future__ import annotations
 import importlib.util
 import json
 import math
+import shutil
 from pathlib import Path
 from types import ModuleType
 
 import pandas as pd
 import pytest
+from report_lab import labels
+
+from projected_grpo.errors import exit_status
+from projected_grpo.evaluation import registration
+from projected_grpo.report.findings import metrics
+from projected_grpo.storage import sha256_file
 
 STAGES = Path(__file__).parents[2] / "stages"
 PARAMS = """
@@ -36,19 +43,22 @@ def load(name: str) -> ModuleType:
 
 
 @pytest.fixture
-def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Path, world) -> Path:
+def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Path, world, plan_root: Path) -> Path:
     for arm, samples in world.items():
         folder = tmp_path / "data" / "graded" / arm
         folder.mkdir(parents=True)
         samples.to_parquet(folder / "samples.parquet")
+        if arm != "base":
+            labels(arm).to_parquet(folder / "rollouts.parquet")
     (tmp_path / "data" / "runs").symlink_to(runs)
     (tmp_path / "params.yaml").write_text(PARAMS)
+    shutil.copy(plan_root / "hypotheses.yaml", tmp_path)
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
 def test_evaluate_writes_the_nine_keys_of_the_chosen_method(results, capsys):
-    assert load("evaluate").main() == 0
+    assert exit_status(load("evaluate").main) == 0
     assert json.loads(Path("metrics/eval.json").read_text()) == results["projected"].rates.headline()
     assert "projected: hack " in capsys.readouterr().out
 
@@ -56,24 +66,24 @@ def test_evaluate_writes_the_nine_keys_of_the_chosen_method(results, capsys):
 def test_evaluate_needs_no_arm_but_its_own():
     for arm in ("vanilla", "random", "placebo", "rl_baseline", "base"):
         Path("data/graded", arm, "samples.parquet").unlink()
-    assert load("evaluate").main() == 0
+    assert exit_status(load("evaluate").main) == 0
 
 
 def test_a_refusal_says_why_and_leaves_the_old_metrics(capsys):
     Path("metrics").mkdir()
     Path("metrics/eval.json").write_text("old")
     Path("data/graded/projected/samples.parquet").unlink()
-    assert load("evaluate").main() == 1
+    assert exit_status(load("evaluate").main) == 1
     assert Path("metrics/eval.json").read_text() == "old"
     assert "arm 'projected' must be sampled and graded" in capsys.readouterr().err
 
 
-def test_compare_writes_all_its_outs_and_prints_the_verdict(results, cast, capsys):
-    assert load("compare").main() == 0
+def test_compare_writes_all_its_outs_and_prints_the_verdict(found, cast, capsys):
+    assert exit_status(load("compare").main) == 0
     written = json.loads(Path("metrics/compare.json").read_text())
-    assert written["arms"] == {arm: results[arm].rates.row() for arm in cast}
+    assert written == metrics(found)
     assert list(written["arms"]) == sorted(written["arms"])
-    assert set(written["h1"]) == {
+    assert set(written["h1"]) >= {
         "verdict",
         "intact",
         "drop_pp",
@@ -86,16 +96,10 @@ def test_compare_writes_all_its_outs_and_prints_the_verdict(results, cast, capsy
     assert written["h1"]["verdict"] == "supported"
     numbers = [value for arm in written["arms"].values() for value in arm.values()]
     assert all(math.isfinite(value) for value in numbers)
-    assert sorted(path.name for path in Path("plots").iterdir()) == [
-        "alignment.csv",
-        "alignment.png",
-        "arms.csv",
-        "arms.md",
-        "arms.png",
-        "seeds.csv",
-        "training.csv",
-        "training.png",
-    ]
+    names = ("alignment", "arms", "plane", "training", "types")
+    drawn = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
+    tables = {"alignment.csv", "arms.csv", "arms.md", "seeds.csv", "training.csv"}
+    assert {path.name for path in Path("plots").iterdir()} == drawn | tables | {"report.html"}
     curves = pd.read_csv("plots/training.csv")
     assert list(curves["arm"].unique()) == [arm for arm in cast if arm != "base"]
     assert len(curves) == 5 * 40
@@ -108,9 +112,9 @@ def test_compare_writes_the_same_bytes_again():
         return {str(path): path.read_bytes() for path in paths}
 
     stage = load("compare")
-    assert stage.main() == 0
+    stage.main()
     first = outs()
-    assert stage.main() == 0
+    stage.main()
     assert outs() == first
 
 
@@ -119,7 +123,7 @@ def test_compare_refuses_unequal_seeds_before_it_writes_anything(capsys, arm):
     path = Path("data/graded", arm, "samples.parquet")
     samples = pd.read_parquet(path)
     samples[samples["seed"] != 3].to_parquet(path)
-    assert load("compare").main() == 1
+    assert exit_status(load("compare").main) == 1
     assert f"vanilla: 1, 2, 3; {arm}: 1, 2" in capsys.readouterr().err
     assert not Path("metrics").exists()
     assert not Path("plots").exists()
@@ -128,4 +132,43 @@ def test_compare_refuses_unequal_seeds_before_it_writes_anything(capsys, arm):
 def test_compare_ignores_runs_that_are_not_named():
     Path("data/graded/stale").mkdir()
     Path("data/graded/stale/samples.parquet").write_bytes(b"not parquet")
-    assert load("compare").main() == 0
+    assert exit_status(load("compare").main) == 0
+
+
+@pytest.mark.parametrize("text", [None, "claims: {}\n", "analysis: [\n"])
+def test_compare_refuses_a_malformed_plan_before_it_reads_or_writes_anything(capsys, text):
+    Path("hypotheses.yaml").unlink()
+    if text is not None:
+        Path("hypotheses.yaml").write_text(text)
+    for arm in ("vanilla", "projected"):
+        Path("data/graded", arm, "samples.parquet").unlink()  # it would be missed
+    assert exit_status(load("compare").main) == 1
+    assert "hypotheses" in capsys.readouterr().err
+    assert not Path("metrics").exists()
+    assert not Path("plots").exists()
+
+
+def test_compare_judges_h1_on_the_arms_of_params_and_says_that_they_are_others(capsys):
+    Path("params.yaml").write_text(PARAMS.replace("[random, placebo]", "[random]"))
+    assert exit_status(load("compare").main) == 0
+    written = json.loads(Path("metrics/compare.json").read_text())
+    assert written["h1"]["control_name"] == "random"
+    assert (written["registration"]["departures"], written["registration"]["as_frozen"]) == (1, False)
+    assert "placebo" not in written["arms"]
+    printed = " ".join(capsys.readouterr().out.split())
+    assert "departs from hypotheses.yaml: controls random instead of placebo, random" in printed
+    assert set(pd.read_csv("plots/training.csv")["arm"]) == {"vanilla", "projected", "random", "rl_baseline"}
+
+
+def test_compare_knows_the_frozen_analysis(capsys):
+    lock = {
+        "hypotheses": sha256_file("hypotheses.yaml"),
+        "analysis": registration.analysis_hash(),
+        "revision": "0123456789" * 4,
+    }
+    Path("hypotheses.lock").write_text(json.dumps(lock))
+    assert exit_status(load("compare").main) == 0
+    written = json.loads(Path("metrics/compare.json").read_text())["registration"]
+    assert (written["as_frozen"], written["frozen_at"]) == (True, "012345678901")
+    assert "The analysis is the one frozen at 012345678901." in capsys.readouterr().out
+    assert "The analysis is the one frozen at 012345678901." in Path("plots/arms.md").read_text()

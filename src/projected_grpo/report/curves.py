@@ -48,6 +48,11 @@ def read_steps(root: Path, seeds: Mapping[str, Sequence[int]]) -> pd.DataFrame:
     return pd.concat(logs, ignore_index=True)
 
 
+def smoothing_window(steps: pd.DataFrame) -> int:
+    """Steps in a shown curve's moving mean: odd, about an eighth of the run, at least 1."""
+    return 2 * (int(steps["step"].nunique()) // 16) + 1
+
+
 def smoothed(steps: pd.DataFrame, columns: Sequence[str], window: int) -> pd.DataFrame:
     """Centred moving mean of `columns` within each run over `window` steps (fewer at both ends); gaps are
     skipped."""

@@ -1,4 +1,4 @@
-"""The three figures of a comparison, as PNG bytes. What they show as numbers is in plots/*.csv.
+"""Figures of training curves and of the arms' rates, as PNG or SVG bytes; their numbers are in plots/*.csv.
 
 Figures are drawn without a display (Agg) from records and frames; nothing here reads or writes files.
 """
@@ -15,19 +15,14 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 from projected_grpo.evaluation.hypothesis import H1Bounds, Role
 from projected_grpo.evaluation.metrics import ArmRates, sem
 from projected_grpo.report import style
-from projected_grpo.report.curves import RATES, band, smoothed
-from projected_grpo.report.style import INK, QUIET
+from projected_grpo.report.curves import RATES, band, smoothed, smoothing_window
+from projected_grpo.report.style import INK, QUIET, Kind
 
 PANELS = {"hack_rate": "Hack rate", "pass_rate": "Pass rate", "format_rate": "Format rate"}
 RING_DROP = 0.27  # rows
 
 
-def smoothing_window(steps: pd.DataFrame) -> int:
-    """Steps in a figure's moving mean: odd, about an eighth of the run, at least 1."""
-    return 2 * (int(steps["step"].nunique()) // 16) + 1
-
-
-def training_figure(steps: pd.DataFrame, roles: Mapping[str, Role]) -> bytes:
+def training_figure(steps: pd.DataFrame, roles: Mapping[str, Role], kind: Kind = "png") -> bytes:
     """Hack and pass rate of the training rollouts over steps; one line per arm, band over seeds."""
     window = smoothing_window(steps)
     curves = smoothed(steps, list(RATES), window)
@@ -39,10 +34,10 @@ def training_figure(steps: pd.DataFrame, roles: Mapping[str, Role]) -> bytes:
             _curves(ax, curves, column, roles)
             _finish(ax, title)
         _note(fig, steps, window, "Shares of each step's rollouts, solved with training tokens.")
-        return style.png(fig)
+        return style.drawn(fig, kind)
 
 
-def alignment_figure(steps: pd.DataFrame, roles: Mapping[str, Role]) -> bytes:
+def alignment_figure(steps: pd.DataFrame, roles: Mapping[str, Role], kind: Kind = "png") -> bytes:
     """Signed alignment of the gradient with the hack direction by arm, and the share removed where any is."""
     window = smoothing_window(steps)
     curves = smoothed(steps, ["alignment_signed", "alignment_null", "share_removed"], window)
@@ -62,10 +57,35 @@ def alignment_figure(steps: pd.DataFrame, roles: Mapping[str, Role]) -> bytes:
             _finish(ax, "Share of the gradient that was removed")
         text = "Above 0 the gradient teaches hacking. Null: what a direction unrelated to it would show."
         _note(fig, steps, window, text)
-        return style.png(fig)
+        return style.drawn(fig, kind)
 
 
-def arms_figure(rates: Mapping[str, ArmRates], roles: Mapping[str, Role], bounds: H1Bounds) -> bytes:
+def leak_figure(steps: pd.DataFrame, roles: Mapping[str, Role], kind: Kind = "png") -> bytes:
+    """Hack-ward share of the raw gradient of every arm, and of the optimizer's step of the arms that remove."""
+    window = smoothing_window(steps)
+    curves = smoothed(steps, ["alignment", "leak"], window)
+    removing = [arm for arm, share in steps.groupby("arm")["share_removed"].max().items() if share > 0]
+    null = float(steps["alignment_null"].mean())
+    panels = [(curves, "alignment", "Hack-ward share of the gradient")]
+    if removing:
+        panels.append((curves[curves["arm"].isin(removing)], "leak", "Leak: the same of the optimizer's step"))
+    with style.styled():
+        shape, sides = ((10, 4.5, 2), (0.06, 0.89)) if removing else ((6.8, 4.5, 1), (0.105, 0.835))
+        fig, axes = style.figure(*shape, left=sides[0], right=sides[1], top=0.91, bottom=0.23, wspace=0.45)
+        for ax, (kept, column, title) in zip(axes, panels, strict=True):
+            highest = kept[column].max()
+            ax.set_ylim(0, min(1.0, 1.15 * max(null, 0.0 if pd.isna(highest) else float(highest))))
+            _curves(ax, kept, column, roles, null=null)
+            _finish(ax, title)
+            ax.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
+        text = "Null: what a direction unrelated to the gradient would show. Leak: read with each arm's own direction."
+        _note(fig, steps, window, text)
+        return style.drawn(fig, kind)
+
+
+def arms_figure(
+    rates: Mapping[str, ArmRates], roles: Mapping[str, Role], bounds: H1Bounds, kind: Kind = "png"
+) -> bytes:
     """Held-out hack, pass and format rates of all arms: mean, SEM and seeds, with H1's bounds as lines."""
     limits = {"hack_rate": bounds.hack_max, "pass_rate": bounds.pass_min, "format_rate": bounds.format_min}
     with style.styled():
@@ -83,7 +103,7 @@ def arms_figure(rates: Mapping[str, ArmRates], roles: Mapping[str, Role], bounds
             "ring: one seed. Dashed: where H1 wants the treatment."
         )
         fig.text(0.012, 0.12 / height, text, color=QUIET, fontsize=8.5)
-        return style.png(fig)
+        return style.drawn(fig, kind)
 
 
 def _curves(ax: Axes, curves: pd.DataFrame, column: str, roles: Mapping[str, Role], null: float | None = None) -> None:

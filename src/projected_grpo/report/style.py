@@ -9,7 +9,7 @@ from __future__ import annotations
 import io
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, Literal
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -45,6 +45,7 @@ SETTINGS: dict[Any, Any] = {
     "svg.hashsalt": "projected-grpo",
 }
 DPI = 140
+Kind = Literal["png", "svg"]
 
 
 def colours(roles: Mapping[str, Role]) -> dict[str, str]:
@@ -80,10 +81,11 @@ def figure(width: float, height: float, columns: int, **layout: float) -> tuple[
     return fig, list(axes)
 
 
-def png(fig: Figure) -> bytes:
-    """The figure as PNG bytes: the same bytes for the same figure and library version."""
+def drawn(fig: Figure, kind: Kind = "png") -> bytes:
+    """The figure as a file: the same bytes for the same figure and library version (no date, fixed ids)."""
+    metadata: dict[str, Any] = {"Software": None} if kind == "png" else {"Date": None, "Creator": None}
     stream = io.BytesIO()
-    fig.savefig(stream, format="png", dpi=DPI, facecolor="white", metadata={"Software": None})
+    fig.savefig(stream, format=kind, dpi=DPI, facecolor="white", metadata=metadata)
     return stream.getvalue()
 
 

@@ -1,0 +1,199 @@
+"""`projected-grpo status`: what ran, what is stale and why, what `dvc repro` would do, and about how long it takes.
+
+DVC tells which stages differ from what dvc.lock recorded. What depends on such a stage runs only if its result
+turns out different, which nobody knows beforehand: these *follow*, and the time is an upper bound. Times of training
+are those of the earlier runs, from data/provenance; an arm that never ran is taken to cost what the others did. Other
+stages are not timed by anything: at scale micro they have typical times, elsewhere none.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from projected_grpo.errors import LabError
+
+# Seconds at scale micro on two cores, without training: prefix of a stage's name -> about.
+TYPICAL = {
+    "validate": 5, "prepare": 5, "base_model": 30, "extract": 25, "sample": 40, "grade": 12, "evaluate": 4,
+    "compare": 20,
+}  # fmt: skip
+TRAINING = "grpo_"
+SHOWN = 3  # reasons per stage
+
+
+class State(StrEnum):
+    CURRENT = "current"
+    STALE = "stale"
+    NEW = "never ran"
+    FOLLOWS = "follows"
+
+
+STYLES = {State.CURRENT: "green", State.STALE: "yellow", State.NEW: "cyan", State.FOLLOWS: "dim"}
+
+
+@dataclass(frozen=True)
+class StageStatus:
+    """One stage, in run order. `seconds` is what a run takes, None if unknown; `measured` if earlier runs tell."""
+
+    name: str
+    state: State
+    reasons: tuple[str, ...]
+    seconds: float | None
+    measured: bool
+
+
+def read_status(root: Path = Path()) -> list[StageStatus]:
+    """The stages of the pipeline at `root`, in run order. Nothing is run or written but DVC's own caches.
+
+    Raises:
+        LabError: `root` is no DVC repository, or its pipeline does not parse.
+    """
+    from dvc.exceptions import DvcException
+    from dvc.repo import Repo
+
+    try:
+        with Repo(str(root)) as repo:
+            stages = {stage.addressing: stage for stage in repo.index.stages}
+            changes = repo.status()
+            graph = repo.index.graph
+            new = {name for name, stage in stages.items() if not any(out.hash_info for out in stage.outs)}
+            needs = {name: [other.addressing for other in graph.successors(stage)] for name, stage in stages.items()}
+    except DvcException as error:
+        fix = "run it in the project's folder; `dvc status` tells more"
+        raise LabError(setting="pipeline", value=str(root.resolve()), rule=str(error), fix=fix) from None
+    measured = training_seconds(root / "data" / "provenance")
+    typical = _scale(root) == "micro"
+    return plan(needs, changes, new, {name: seconds_of(name, measured, typical) for name in stages})
+
+
+def plan(
+    needs: Mapping[str, Sequence[str]],
+    changes: Mapping[str, Iterable[Any]],
+    new: Collection[str],
+    seconds: Mapping[str, tuple[float | None, bool]],
+) -> list[StageStatus]:
+    """needs: stage -> the stages it reads from. changes: as `dvc status` reports. new: stages that dvc.lock does
+    not know. seconds: (value, measured).
+
+    Stages come in run order: each after what it needs, otherwise in the given order.
+    """
+    found: dict[str, StageStatus] = {}
+    for name in _run_order(needs):
+        reasons = () if name in new else _reasons(changes.get(name, ()))
+        moved = [need for need in needs[name] if found[need].state is not State.CURRENT]
+        state = State.NEW if name in new else State.STALE if reasons else State.CURRENT
+        if moved and state is State.CURRENT:
+            state, reasons = State.FOLLOWS, (f"if the result differs of {_listed(moved)}",)
+        found[name] = StageStatus(name, state, reasons, *seconds[name])
+    return list(found.values())
+
+
+def seconds_of(name: str, measured: Mapping[str, float], typical: bool = True) -> tuple[float | None, bool]:
+    """About how long a stage takes, and whether that was measured. measured: arm -> seconds of its stage."""
+    if name.startswith(TRAINING):
+        arm = name.split("@")[-1].removeprefix(TRAINING)
+        if arm in measured:
+            return measured[arm], True
+        return (sum(measured.values()) / len(measured), False) if measured else (None, False)
+    kind = name.split("@")[0]
+    return (float(TYPICAL[kind]), False) if typical and kind in TYPICAL else (None, False)
+
+
+def training_seconds(root: Path) -> dict[str, float]:
+    """Arm -> seconds of its stage: its runs stood side by side, so the slowest counts. Unreadable records do not."""
+    longest: dict[str, float] = {}
+    for path in sorted(root.glob("*/*/provenance.json")):
+        try:
+            wall = float(json.loads(path.read_text(encoding="utf-8"))["wall_seconds"])
+        except (OSError, ValueError, KeyError, TypeError):
+            continue
+        arm = path.parents[1].name
+        longest[arm] = max(longest.get(arm, 0.0), wall)
+    return longest
+
+
+def summary(stages: Sequence[StageStatus]) -> str:
+    """The answer in one or two sentences."""
+    sure = [stage for stage in stages if stage.state in (State.STALE, State.NEW)]
+    maybe = [stage for stage in stages if stage.state is State.FOLLOWS]
+    if not sure:
+        return "Everything is up to date: `dvc repro` has nothing to do."
+    parts = [f"`dvc repro` runs {len(sure)} of {len(stages)} stages, {about(sure)}"]
+    if maybe:
+        parts.append(f"with all that may follow {len(sure) + len(maybe)}, {about([*sure, *maybe])}")
+    return "; ".join(parts) + "."
+
+
+def table(stages: Sequence[StageStatus]) -> Table:
+    """A rich table: stage, state, time (a plain figure was measured, ~ is typical), reasons."""
+    shown = Table(box=box.SIMPLE_HEAD, pad_edge=False, expand=True)
+    for name in ("stage", "state", "takes"):
+        shown.add_column(name, no_wrap=True, justify="right" if name == "takes" else "left")
+    shown.add_column("why", no_wrap=True, overflow="ellipsis", ratio=1)
+    for stage in stages:
+        time = "?" if stage.seconds is None else f"{'' if stage.measured else '~'}{duration(stage.seconds)}"
+        shown.add_row(stage.name, Text(stage.state.value, STYLES[stage.state]), time, Text("; ".join(stage.reasons)))
+    return shown
+
+
+def about(stages: Sequence[StageStatus]) -> str:
+    """Their time in words: "about 12 min", "at least 12 min" if some are unknown, "time unknown"."""
+    known = [stage.seconds for stage in stages if stage.seconds is not None]
+    if not known:
+        return "time unknown"
+    word = "about" if len(known) == len(stages) else "at least"
+    return f"{word} {duration(sum(known))}"
+
+
+def duration(seconds: float) -> str:
+    if seconds < 60:
+        return f"{max(1, round(seconds))} s"
+    return f"{round(seconds / 60)} min" if seconds < 5400 else f"{seconds / 3600:.1f} h"
+
+
+def _run_order(needs: Mapping[str, Sequence[str]]) -> list[str]:
+    ordered: dict[str, None] = {}
+
+    def visit(name: str) -> None:
+        if name not in ordered:
+            for need in needs[name]:
+                visit(need)
+            ordered[name] = None
+
+    for name in needs:
+        visit(name)
+    return list(ordered)
+
+
+def _reasons(changes: Iterable[Any]) -> tuple[str, ...]:
+    """Why a stage is stale, one text per kind of change."""
+    said: list[str] = []
+    for change in changes:
+        if isinstance(change, str):
+            said.append(change)  # "changed command", "always changed"
+            continue
+        for kind, paths in change.items():
+            missing = kind == "changed outs" and all(how in ("deleted", "not in cache") for how in paths.values())
+            names = [name for path, how in paths.items() for name in (how if isinstance(how, dict) else [path])]
+            said.append(f"{'missing' if missing else kind.removeprefix('changed ')}: {_listed(names)}")
+    return tuple(said)
+
+
+def _listed(names: Sequence[str]) -> str:
+    shown = [name.removeprefix("src/projected_grpo/") for name in names[:SHOWN]]
+    return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
+
+
+def _scale(root: Path) -> str:
+    from projected_grpo.settings.loader import read_params
+
+    return str(read_params(root / "params.yaml").get("scale", ""))
