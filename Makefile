@@ -15,7 +15,7 @@ help:
 	@echo "make test-all the tests marked slow as well"
 	@echo "make check    format, lint, types (a minute)"
 	@echo "make smoke    every stage once, tiny, in a scratch clone (about 4 min)"
-	@echo "make bench    where a training step's time goes; grading throughput (about 3 min)"
+	@echo "make bench    a training step, grading, the adapter against LoRA, intervals (about 6 min)"
 	@echo "make clean    remove build leftovers and scratch state; results under data/ stay"
 
 setup: $(SETUP)
@@ -25,7 +25,7 @@ $(SETUP): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
 	  || { echo "Python >= 3.11 is needed, found $$($(PYTHON) --version); try: make PYTHON=python3.12 ..."; exit 1; }
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable ".[dev]"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable ".[dev,explore]"
 	@touch $@
 
 repro: $(SETUP)
@@ -34,7 +34,7 @@ repro: $(SETUP)
 	@echo
 	@cat plots/arms.md
 	@echo
-	@echo "next: look at plots/arms.png and plots/training.png;"
+	@echo "next: open plots/report.html (the verdict, the curves, what the model wrote);"
 	@echo "      dvc exp run -S method=projected && dvc metrics diff;"
 	@echo "      projected-grpo rollouts show data/runs/vanilla/1 --hacked --last 5"
 
@@ -62,9 +62,11 @@ smoke: $(SETUP)
 	@bash .ci/smoke
 
 bench: $(SETUP)
-	@echo "benchmarks print ratios within one run; about 3 min"
+	@echo "benchmarks print ratios within one run; about 6 min on idle cores"
 	@python benchmarks/training_step.py
 	@python benchmarks/grading.py --quick
+	@python benchmarks/adapter.py --quick
+	@python benchmarks/coverage.py
 
 clean:
 	rm -rf .scratch .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info

@@ -1,4 +1,4 @@
-"""Stage `validate`: all of params.yaml and the files it names, upstream of everything.
+"""Stage `validate`: all of params.yaml and the files it names, and the claims to be judged, upstream of everything.
 
 Writes data/validated.json, the same for all valid parameters, so that a changed setting reruns only what uses
 it; and the hashes of the inputs whose place is a setting (base checkpoint, contrastive pairs, a given
@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from projected_grpo.errors import LabError
+from projected_grpo.settings.hypotheses import check_arms, read_hypotheses
 from projected_grpo.settings.params import check
 from projected_grpo.storage import sha256_tree, write_json
 
@@ -16,6 +17,7 @@ from projected_grpo.storage import sha256_tree, write_json
 def main() -> int:
     try:
         settings = check()
+        check_arms(read_hypotheses(), settings.arms)
     except LabError as error:
         print(error, file=sys.stderr)
         return 1
@@ -24,6 +26,7 @@ def main() -> int:
         "base": None if base.rebuild else base.path,
         "direction": extract.direction_file,
         "pairs": extract.pairs,
+        "problems": settings.active.problems.path,
     }
     for name, path in inputs.items():
         content = sha256_tree(path) if path is not None else None

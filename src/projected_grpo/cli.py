@@ -32,6 +32,8 @@ app = typer.Typer(
 )
 rollouts = typer.Typer(help="Look at what the model wrote.", no_args_is_help=True)
 app.add_typer(rollouts, name="rollouts")
+fetch = typer.Typer(help="Download what is not shipped.", no_args_is_help=True)
+app.add_typer(fetch, name="fetch")
 
 
 @app.command()
@@ -54,6 +56,57 @@ def validate(
         typer.echo(f"  {name}: {acts}, {arm.grader} grader")
 
 
+@app.command()
+def doctor(
+    params: Annotated[Path, typer.Option(help="Settings to judge by, if the file exists.")] = Path("params.yaml"),
+) -> None:
+    """Say what this host offers and whether the selected scale can run on it; exit with 1 if not."""
+    from projected_grpo.doctor import examine
+
+    diagnosis = examine(params)
+    typer.echo(str(diagnosis))
+    if not diagnosis.go:
+        raise typer.Exit(1)
+
+
+@app.command("check-grader")
+def check_grader(
+    hostile: Annotated[Path, typer.Option(help="Folder with the hostile set.")] = Path("tests/data"),
+    workers: Annotated[int | None, typer.Option(min=1, help="Executions side by side; default: all cores.")] = None,
+    allow_weak: Annotated[bool, typer.Option("--allow-weak", help="Go on where the host isolates weakly.")] = False,
+) -> None:
+    """Try every exploit on every loophole, and the hostile set; exit with 1 if the grader errs once."""
+    from projected_grpo.grading import gate
+
+    if not gate.run(hostile, workers, allow_weak):
+        raise typer.Exit(1)
+
+
+@app.command()
+def grade(
+    problems: Annotated[Path, typer.Option(help="JSONL: id, func_name, setup_code, tests, canonical_solution.")],
+    completions: Annotated[Path, typer.Option(help="JSONL: id, problem_id, response_text.")],
+    out: Annotated[Path, typer.Option(help="Parquet to write, one row per completion, in their order.")],
+    workers: Annotated[int | None, typer.Option(min=1, help="Executions side by side; default: all cores.")] = None,
+    cpu_seconds: Annotated[float, typer.Option(help="CPU time of one execution.")] = 8.0,
+    memory_mb: Annotated[int, typer.Option(help="Address space of one execution, MiB.")] = 1024,
+    allow_weak: Annotated[bool, typer.Option("--allow-weak", help="Go on where the host isolates weakly.")] = False,
+) -> None:
+    """Grade completions of your own: verdicts, loopholes that fire, detector flags."""
+    from projected_grpo.grading import batch
+
+    typer.echo(batch.run(problems, completions, out, workers, cpu_seconds, memory_mb, allow_weak))
+
+
+@app.command()
+def freeze() -> None:
+    """Record what is claimed and how it is judged (hypotheses.yaml, the analysis code) in hypotheses.lock."""
+    from projected_grpo.evaluation import registration
+
+    lock = registration.freeze()
+    typer.echo(f"{registration.LOCK}: frozen at {lock.revision[: registration.SHOWN]}; commit this file")
+
+
 @app.command("draft-pairs")
 def draft_pairs(
     out: Annotated[Path, typer.Argument(help="A new YAML file.")],
@@ -68,6 +121,23 @@ def draft_pairs(
     drafted = pairs.draft_pairs(seed)
     write_text(out, pairs.dump_pairs(drafted))
     typer.echo(f"{out}: {len(drafted)} pairs; set scales.<scale>.extract.pairs to use them")
+
+
+@app.command("export-lora")
+def export_lora(
+    adapter: Annotated[Path, typer.Argument(metavar="ADAPTER_DIR", help="Such as data/runs/vanilla/1/adapter.")],
+    out: Annotated[Path, typer.Argument(metavar="OUT", help="A new folder.")],
+    base: Annotated[str | None, typer.Option(help="The base model, if not the one that the adapter names.")] = None,
+    energy: Annotated[float | None, typer.Option(help="Share of the change to keep per matrix; default: all.")] = None,
+) -> None:
+    """Write a trained adapter as a stock LoRA that plain PEFT and inference servers load."""
+    from projected_grpo.export import export_lora as export
+
+    done = export(adapter, out, base, energy)
+    typer.echo(f"{out}: LoRA of rank {done.rank} on {done.modules} matrices")
+    typer.echo(f"kept {done.directions} of {done.trained} trained directions; lost {done.lost:.2%} of the change of W")
+    if done.lost:
+        typer.echo(f"most in {done.worst[0]}: {done.worst[1]:.2%}")
 
 
 @app.command()
@@ -97,6 +167,50 @@ def columns(
             table.add_row(original, here)
     if table.row_count:
         console.print(table)
+
+
+@fetch.command("leetcode")
+def fetch_leetcode(
+    out: Annotated[Path, typer.Option(help="Where to put the file.")] = Path("data/shipped/leetcode.jsonl"),
+    split: Annotated[str, typer.Option(help="Which of the benchmark's files: train or test.")] = "train",
+) -> None:
+    """Download the benchmark's LeetCode problems at a pinned revision and check their sha256."""
+    from projected_grpo.problems.fetch import LEETCODE
+    from projected_grpo.problems.fetch import fetch as download
+
+    if split not in LEETCODE:
+        raise LabError(setting="split", value=split, rule="must be train or test", fix="choose one of them")
+    state = "downloaded" if download(LEETCODE[split], out) else "already there"
+    typer.echo(f"{out}: {state}; use it with problems.source: leetcode, problems.path: {out}")
+
+
+@app.command()
+def status() -> None:
+    """Tell what ran, what is stale and why, what `dvc repro` would do, and about how long it takes."""
+    from rich.console import Console
+
+    from projected_grpo import status as pipeline
+
+    stages = pipeline.read_status()
+    console = Console()
+    console.print(pipeline.table(stages))
+    console.print(pipeline.summary(stages), style="bold", highlight=False)
+
+
+@rollouts.command("serve")
+def rollouts_serve(
+    data: Annotated[Path, typer.Argument(help="Folder with graded/ and runs/.")] = Path("data"),
+    port: Annotated[int, typer.Option(min=0, max=65535, help="0: any free port.")] = 0,
+) -> None:
+    """Open all completions in the browser, on this machine only; needs the extra `explore`."""
+    from projected_grpo.report.serve import server
+
+    with server(data, port) as running:
+        typer.echo(f"http://127.0.0.1:{running.server_port}/  all rollouts under {data}; Ctrl-C ends it")
+        try:
+            running.serve_forever()
+        except KeyboardInterrupt:
+            typer.echo("ended")
 
 
 @rollouts.command("show")

@@ -14,6 +14,7 @@ KEPT = (
     "dvc.yaml",
     "dvc.lock",
     "params.yaml",
+    "hypotheses.yaml",
     "requirements-training.lock",
 )
 

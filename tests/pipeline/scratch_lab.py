@@ -25,6 +25,7 @@ def write_inputs(root: Path) -> None:
     weights.parent.mkdir(parents=True)
     weights.write_bytes(b"weights")
     (root / "data/shipped/pairs.yaml").write_text("[]\n")
+    shutil.copy(ROOT / "hypotheses.yaml", root)
     for scale in params["scales"].values():
         scale["base"].update(path="data/shipped/model", sha256=sha256_file(weights), rebuild=False)
         scale["extract"].update(pairs="data/shipped/pairs.yaml", direction_file=None)
@@ -45,7 +46,7 @@ def copy_pipeline(root: Path) -> Path:
     ignored = shutil.ignore_patterns("__pycache__", "*.egg-info")
     for name in ("src", "stages"):
         shutil.copytree(ROOT / name, root / name, ignore=ignored)
-    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "requirements-training.lock"):
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore", "requirements-training.lock", "hypotheses.lock"):
         shutil.copy(ROOT / name, root / name)
     (root / ".dvc").mkdir()
     for name in ("config", ".gitignore"):

@@ -16,7 +16,7 @@ import pytest
 from dvc.repo import Repo
 from scratch_lab import change_params, run_validate
 
-ARMS = ("vanilla", "projected", "rl_baseline", "random", "placebo")
+ARMS = ("vanilla", "projected", "rl_baseline", "random", "placebo", "permuted")
 PACKAGE = "src/projected_grpo"
 Touch = Callable[[Path], object]
 
@@ -35,7 +35,7 @@ GRADED = {"grade@*", "evaluate", "compare"}
 DIRECTION_ON = TRAINING | {"extract"}
 BASE_ON = DIRECTION_ON | {"base_model"} | MEASURED
 ALL = BASE_ON | {"prepare"}
-ERASING = after_training("projected", "random", "placebo")
+ERASING = after_training("projected", "random", "placebo", "permuted")
 
 
 def code(name: str) -> Touch:
@@ -67,6 +67,11 @@ def pairs(root: Path) -> None:
     (root / "data/shipped/pairs.yaml").write_text("[{}]\n")
 
 
+def claims(root: Path) -> None:
+    path = root / "hypotheses.yaml"
+    path.write_text(path.read_text().replace("falsified_below: 15", "falsified_below: 14"))
+
+
 def package_versions(root: Path) -> None:
     path = root / "requirements-training.lock"
     path.write_text(path.read_text().replace("trl==", "trl==9."))
@@ -87,8 +92,8 @@ CASES: dict[str, tuple[Touch, set[str]]] = {
     "explanations of columns": (code("columns.py"), set()),
     "a cross-field rule": (code("settings/params.py"), set()),
     "a label": (code("grading/labels/__init__.py"), GRADED),
-    "a verdict": (code("grading/verdict/__init__.py"), BASE_ON),
-    "the sandbox": (code("grading/sandbox/__init__.py"), BASE_ON),
+    "a verdict": (code("grading/verdict/__init__.py"), ALL),
+    "the sandbox": (code("grading/sandbox/__init__.py"), ALL),
     "prompts of a loophole": (code("problems/loopholes.py"), ALL),
     "the pairs": (pairs, DIRECTION_ON | {"prepare"} | MEASURED | {"base_model"}),
     "the algebra": (code("directions/algebra.py"), DIRECTION_ON),
@@ -97,6 +102,7 @@ CASES: dict[str, tuple[Touch, set[str]]] = {
     "no intervention": (code("interventions/measure.py"), after_training("vanilla", "rl_baseline")),
     "a rate": (code("evaluation/metrics.py"), {"evaluate", "compare"}),
     "a statistic": (code("evaluation/statistics.py"), {"compare"}),
+    "a claim": (claims, {"compare"}),
     "a picture": (code("report/plots.py"), {"compare"}),
     "the comparison's shape": (code("settings/comparison.py"), {"compare"}),
     "package versions": (package_versions, BASE_ON),

@@ -1,5 +1,6 @@
 """Bad parameters are refused, each with the setting, the value, the rule and the fix, all of them at once."""
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -27,7 +28,7 @@ def test_the_shipped_file_is_valid_and_typed(lab):
     assert settings.arms["vanilla"].direction is None
     assert settings.arms["vanilla"].grader == "loophole"
     assert settings.arms["rl_baseline"].grader == "honest"
-    assert settings.comparison.controls == ("random", "placebo")
+    assert settings.comparison.controls == ("random", "placebo", "permuted")
     assert set(settings.scales) == set(lab.params["scales"])
 
 
@@ -260,6 +261,20 @@ class TestDirectionFile:
         lab.micro["extract"]["direction_file"] = "data/shipped/junk.safetensors"
         [fault] = faults_of(lab)
         assert "nothing readable" in fault.rule
+
+    def test_with_fewer_axes_than_k_is_refused(self, lab):
+        lab.micro["direction"]["k"] = 8
+        axes = {"dtype": "F32", "data_offsets": [0, 0]}
+        header = {"__metadata__": {"base_hash": lab.micro["base"]["sha256"]}}
+        header |= {"m/axes": {**axes, "shape": [5, 64]}, "n/axes": {**axes, "shape": [2, 32]}}
+        text = json.dumps(header).encode()
+        (lab.root / "data/shipped/few.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+        lab.micro["extract"]["direction_file"] = "data/shipped/few.safetensors"
+        [fault] = faults_of(lab)
+        assert (fault.setting, fault.value) == ("scales.micro.direction.k", 8)
+        assert "must not exceed the axes that extract.direction_file stores (5)" in fault.rule
+        lab.micro["direction"]["k"] = 5
+        assert check(lab.write())
 
     def test_elsewhere_is_refused(self, lab):
         """A file outside the watched folder could change without making anything stale."""

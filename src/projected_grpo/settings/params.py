@@ -204,7 +204,7 @@ def _check_comparison(comparison: ComparisonSettings, arms: list[str], faults: l
 _ROLES = {
     "treatment": ("an arm that acts on the hack direction", lambda arm: arm.direction == "hack"),
     "reference": ("an arm that acts on nothing", lambda arm: arm.direction is None and arm.grader == "loophole"),
-    "controls": ("an arm that acts on random or placebo", lambda arm: arm.direction in ("random", "placebo")),
+    "controls": ("an arm that acts on a direction other than hack", lambda arm: arm.direction not in (None, "hack")),
     "honest": ("an arm with the honest grader", lambda arm: arm.direction is None and arm.grader == "honest"),
 }
 
@@ -254,6 +254,8 @@ def _check_files(path: str, found: Mapping[str, Any], root: Path, faults: list[L
     """The files that the active scale names, relative to `root`."""
     base: BaseSettings | None = found.get("base")
     extract: ExtractSettings | None = found.get("extract")
+    direction: DirectionSettings | None = found.get("direction")
+    problems: ProblemsSettings | None = found.get("problems")
 
     def refuse(setting: str, value: object, rule: str, fix: str) -> None:
         faults.append(LabError(setting=f"{path}.{setting}", value=value, rule=rule, fix=fix))
@@ -269,6 +271,11 @@ def _check_files(path: str, found: Mapping[str, Any], root: Path, faults: list[L
     inputs = {"base.path": None if base is None or base.rebuild else base.path}
     if extract:
         inputs |= {"extract.pairs": extract.pairs, "extract.direction_file": extract.direction_file}
+    if problems:
+        inputs["problems.path"] = problems.path
+        if problems.path is not None and not (root / problems.path).is_file():
+            fix = "name an existing file; `projected-grpo fetch leetcode` gets one"
+            refuse("problems.path", problems.path, "the file must exist", fix)
     for setting, file in inputs.items():
         if file is not None and not (root / file).resolve().is_relative_to((root / INPUT_FOLDER).resolve()):
             rule = f"must lie in {INPUT_FOLDER}/, the folder of inputs that is watched for changes"
@@ -276,24 +283,40 @@ def _check_files(path: str, found: Mapping[str, Any], root: Path, faults: list[L
     if extract and not (root / extract.pairs).is_file():
         refuse("extract.pairs", extract.pairs, "the file must exist", "restore it from Git, or name another")
     if extract and extract.direction_file is not None:
-        direction = root / extract.direction_file
-        if not direction.is_file():
+        given = root / extract.direction_file
+        header = _header(given) if given.is_file() else {}
+        if not given.is_file():
             fix = "name an existing direction, or null to extract one"
             refuse("extract.direction_file", extract.direction_file, "the file must exist", fix)
-        elif base and (owner := _base_hash(direction)) != base.sha256:
+        elif base and (owner := _base_hash(header)) != base.sha256:
             rule = f"must belong to the base with base.sha256 {base.sha256}; it belongs to {owner}"
             fix = "use a direction of this base, or null to extract one"
             refuse("extract.direction_file", extract.direction_file, rule, fix)
+        elif direction and 0 < (axes := _axes(header)) < direction.k:
+            rule = f"must not exceed the axes that extract.direction_file stores ({axes})"
+            refuse("direction.k", direction.k, rule, "lower k, or use a direction with more axes")
 
 
-def _base_hash(file: Path) -> str:
-    """`base_hash` in the metadata of a .safetensors file (u64 length, then JSON), read without torch."""
+def _header(file: Path) -> dict[str, Any]:
+    """The header of a .safetensors file (u64 length, then JSON), read without torch; empty if it is none."""
     with open(file, "rb") as stream:
         prefix = stream.read(8)
         length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        header = stream.read(length) if length <= MAX_HEADER_BYTES else b""
+        text = stream.read(length) if length <= MAX_HEADER_BYTES else b""
     try:
-        metadata = json.loads(header).get("__metadata__", {})
-    except (ValueError, AttributeError):
+        found = json.loads(text)
+    except ValueError:
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _base_hash(header: Mapping[str, Any]) -> str:
+    """`base_hash` in the metadata."""
+    if not header:
         return "nothing readable (not a .safetensors file)"
-    return str(metadata.get("base_hash", "no base (it carries no base_hash)"))
+    return str(header.get("__metadata__", {}).get("base_hash", "no base (it carries no base_hash)"))
+
+
+def _axes(header: Mapping[str, Any]) -> int:
+    """Axes of the module that has most; 0 if the file holds none."""
+    return max((entry["shape"][0] for name, entry in header.items() if name.endswith("/axes")), default=0)
