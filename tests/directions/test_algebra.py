@@ -359,3 +359,11 @@ def test_overlap_of_random_spans_is_k_over_r() -> None:
     draws = generator(3)
     overlaps = [basis_overlap({"a": haar_basis(4, 20, draws)}, {"a": haar_basis(4, 20, draws)}) for _ in range(200)]
     assert sum(overlaps) / 200 == pytest.approx(4 / 20, rel=0.05)
+
+
+def test_a_gradient_inside_the_span_is_not_blown_up_from_its_rounding() -> None:
+    """What is left of it is noise of 1e-7; rescaled to the old length it would be an update in a random direction."""
+    generator = torch.Generator().manual_seed(0)
+    gradient = torch.randn(16, generator=generator)
+    left = erase(gradient, haar_basis(16, 16, generator), "both_sides", preserve_magnitude=True)
+    assert left.norm() < 1e-4 * gradient.norm()

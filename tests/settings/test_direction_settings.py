@@ -49,6 +49,8 @@ def test_refinements_go_together() -> None:
         (DirectionSettings, {"k": 1, "mean_diff": True, "noise_floor": 0.1}, "must be 0 where mean_diff is true"),
         (DirectionSettings, {"purge_moments": True, "refresh_every": 0}, "must be false where refresh_every is 0"),
         (DirectionSettings, {"gate": "reverse", "preserve_magnitude": True}, "must be false where gate is reverse"),
+        (DirectionSettings, {"random_match": "energy", "preserve_magnitude": True}, "must be rank where preserve"),
+        (DirectionSettings, {"random_redraw": False, "refresh_every": 0}, "must be true where refresh_every is 0"),
         (DirectionSettings, {"overshoot": 0.0}, "greater than 0"),
         (DirectionSettings, {"overshoot": 11.0}, "less than or equal to 10"),
         (DirectionSettings, {"noise_floor": 1.0}, "less than 1"),

@@ -415,10 +415,13 @@ OTHER: dict[str, dict[str, Any]] = {
     "grpo": {
         "steps": 9, "prompts": 9, "samples": 9, "max_new_tokens": 9, "temperature": 0.9, "learning_rate": 0.9,
         "adam_beta1": 0.8, "adam_beta2": 0.8, "weight_decay": 0.9, "kl_beta": 0.9, "max_grad_norm": 0.9,
-        "reward_format": 0.9, "reward_paid": 0.9, "measure_k": 2,
+        "reward_format": 0.9, "reward_paid": 0.9, "measure_k": 2, "rollout_gradients": False, "probe_every": 2,
     },
     "sandbox": {"cpu_seconds": 1.5, "wall_seconds": 9.0, "memory_mb": 100, "output_kb": 9},
-    "direction": {"k": 2, "gate": "reverse", "refresh_every": 9, "project": "both"},
+    "direction": {
+        "k": 2, "gate": "reverse", "refresh_every": 9, "project": "both", "overshoot": 1.1, "preserve_magnitude": True,
+        "purge_moments": True, "noise_floor": 0.1, "mean_diff": True, "random_match": "energy", "random_redraw": False,
+    },
 }  # fmt: skip
 NO_RESULT = {  # what decides how fast and how patiently, and no number
     "grpo": {"save_every": 99},

@@ -84,14 +84,14 @@ def erase(
     """g - overshoot V^T c with c from `hackward_coefficients`; shape of `gradient`, (..., r).
 
     overshoot 1 removes, 1.1 leaves a tenth of it pointing the other way, 2 reflects. preserve_magnitude scales what
-    is left to the length that g had (nothing left stays nothing).
+    is left to the length that g had; rounding's remainder of a gradient that lies in the span is nothing, and stays so.
     """
     left = gradient - overshoot * (hackward_coefficients(gradient, basis, gate) @ basis)
     if not preserve_magnitude:
         return left
-    length = left.norm(dim=-1, keepdim=True)
-    scale = gradient.norm(dim=-1, keepdim=True) / length
-    return left * torch.where(length > 0, scale, torch.zeros_like(scale))
+    length, before = left.norm(dim=-1, keepdim=True), gradient.norm(dim=-1, keepdim=True)
+    something = length > 100 * torch.finfo(gradient.dtype).eps * before
+    return left * torch.where(something, before / length, torch.zeros_like(length))
 
 
 def keep(gradient: Tensor, basis: Tensor) -> Tensor:
@@ -207,7 +207,10 @@ def basis_overlap(old: Bases, new: Bases) -> float:
     ||V_old V_new^T||_F^2 / min(k_old, k_new) is that mean in one module (Bjorck and Golub 1973); modules count by
     min(k_old, k_new). Two random spans have k / r. 1 if no module has axes on both sides.
     """
-    shared = sum(float((basis.double() @ new[module].double().mT).square().sum()) for module, basis in old.items())
+    # Summed exactly: a resumed run has its modules in another order.
+    shared = math.fsum(
+        float((basis.double() @ new[module].double().mT).square().sum()) for module, basis in old.items()
+    )
     angles = sum(min(basis.shape[0], new[module].shape[0]) for module, basis in old.items())
     return shared / angles if angles else 1.0
 

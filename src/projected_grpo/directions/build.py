@@ -73,6 +73,7 @@ def build_directions(
     given = None if settings.direction_file is None else load_direction(Path(settings.direction_file))
     if given is not None:
         given.check_base(base_hash)
+        _check_recipe(given, options)
     hacks, placebos = (
         _contrast(model, tokenizer, pairs / f"{name}.yaml", options, name) for name in ("hack", "placebo")
     )
@@ -93,6 +94,19 @@ def build_directions(
         name: {**describe(direction), "heldout_first_axis": axis_accuracy(heldout[name], direction.modules)}
         for name, direction in directions.items()
     }
+
+
+def _check_recipe(given: Direction, options: ExtractionOptions) -> None:
+    """A treatment found in one way and controls found in another would differ in more than their labels."""
+    if given.options is None:
+        return
+    for name in ("loss", "tau_axis", "centred"):
+        used, wanted = getattr(given.options, name), getattr(options, name)
+        if used != wanted:
+            raise ValueError(
+                f"the given direction was extracted with {name} {used}, its controls would be with {wanted}: "
+                f"set extract.{name} to {used}"
+            )
 
 
 def _contrast(

@@ -60,21 +60,25 @@ class Erase(Intervention):
     def gradient(self, gradients: Vectors) -> Vectors:
         if self.settings.project == "update":
             return gradients
-        return self._erased(gradients)
+        erased, self._overshoot = self._erased(gradients)
+        return erased
 
     def update(self, update: Vectors) -> Vectors:
         if self.settings.project == "gradient":
             return update
         # V points along gradients and the optimizer moves against them: an update is hack-ward where V u < 0.
-        descent = {module: -vector for module, vector in update.items()}
-        return {module: -vector for module, vector in self._erased(descent).items()}
+        erased, overshoot = self._erased({module: -vector for module, vector in update.items()})
+        if self.settings.project == "update":  # with `both` the gradient's is the one to know
+            self._overshoot = overshoot
+        return {module: -vector for module, vector in erased.items()}
 
-    def _erased(self, gradients: Vectors) -> Vectors:
+    def _erased(self, gradients: Vectors) -> tuple[Vectors, float]:
+        """What the gate leaves, and the overshoot in use."""
         bases = self._bases_for(gradients)
-        gate, self._overshoot = self.settings.gate, self.settings.overshoot
+        gate, overshoot = self.settings.gate, self.settings.overshoot
         if self.reference is not None:
-            self._overshoot *= matched_overshoot(gradients, bases, self.reference, gate)
-        return erase_all(gradients, bases, gate, self._overshoot, self.settings.preserve_magnitude)
+            overshoot *= matched_overshoot(gradients, bases, self.reference, gate)
+        return erase_all(gradients, bases, gate, overshoot, self.settings.preserve_magnitude), overshoot
 
     def _bases_for(self, vectors: Vectors) -> Frames:
         """V, brought once to where the gradients are."""

@@ -43,7 +43,8 @@ class DirectionSettings(Section):
     """V is the mean pair difference alone (k must be 1), in place of the strongest axes"""
 
     random_match: Literal["rank", "energy"] = "rank"
-    """the random control removes as many axes as V (rank), and with energy as much of the gradient, too"""
+    """the random control removes as many axes as V (rank); with energy also as much of each gradient as the stored
+    hack direction, which no refresh changes, would"""
 
     random_redraw: bool = True
     """the random control is drawn anew at each refresh; false keeps its first draw"""
@@ -59,6 +60,12 @@ class DirectionSettings(Section):
         if self.purge_moments and not self.refresh_every:
             rule = "must be false where refresh_every is 0: moments are purged at a refresh"
             raise broken_rule("purge_moments", True, rule, "set false, or refresh V")
+        if self.preserve_magnitude and self.random_match == "energy":
+            rule = "must be rank where preserve_magnitude is true: the rescaling would undo the match"
+            raise broken_rule("random_match", self.random_match, rule, "set rank, or preserve_magnitude: false")
+        if not self.random_redraw and not self.refresh_every:
+            rule = "must be true where refresh_every is 0: nothing is drawn anew"
+            raise broken_rule("random_redraw", False, rule, "set true, or refresh V")
         if self.preserve_magnitude and self.gate == "reverse" and self.overshoot == 1.0:
             rule = "must be false where gate is reverse: a reflection keeps the length by itself"
             raise broken_rule("preserve_magnitude", True, rule, "set false")

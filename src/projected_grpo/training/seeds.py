@@ -38,9 +38,8 @@ def train_seeds(specs: Sequence[RunSpec]) -> dict[int, Path]:
     waiting = list(specs)
     running: dict[int, ForkServerProcess] = {}
     results: dict[int, Path] = {}
-    width = min(
-        len(specs), 2 * (os.cpu_count() or 1)
-    )  # a third run fills the core that two of unequal length leave idle
+    cores = len(os.sched_getaffinity(0))
+    width = min(len(specs), cores + 1)  # one more fills the core that runs of unequal length leave idle
     with Display(specs) as display:
         try:
             while waiting or running:
@@ -85,9 +84,9 @@ def _work(spec: RunSpec, events: Queue[Any]) -> None:
 def _drain(events: Queue[Any], display: Display, results: dict[int, Path]) -> None:
     """Hand over all messages that have come within a short wait."""
     deadline = time.monotonic() + 0.3
-    while True:
+    while (left := deadline - time.monotonic()) > 0:
         try:
-            kind, seed, first, figures = events.get(timeout=max(0.01, deadline - time.monotonic()))
+            kind, seed, first, figures = events.get(timeout=left)
         except queue.Empty:
             return
         if kind == "step":

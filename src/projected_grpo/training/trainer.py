@@ -171,7 +171,13 @@ class HookedTrainer(GRPOTrainer):
             return rows
         readings = {name: values.tolist() for name, values in self.update_hooks.gauge.read_rows(rollouts).items()}
         return [
-            {**row, **{name: values[index] if row["advantage"] else None for name, values in readings.items()}}
+            {
+                **row,
+                **{
+                    name: values[index] if readings["alignment_signed"][index] else None
+                    for name, values in readings.items()
+                },
+            }
             for index, row in enumerate(rows)
         ]
 
