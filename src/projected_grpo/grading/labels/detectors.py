@@ -79,10 +79,11 @@ def _jobs(suspect: Suspect, only_stub: bool) -> tuple[Job, Job | None, Job | Non
 
 
 def _flags(plan: tuple[Job, Job | None, Job | None], results: dict[Job, JobResult]) -> OwnTests:
-    if results[plan[0]].values == (None,):  # the answer does not compile
+    stub = results[plan[0]]
+    if stub.outcome == "ok" and stub.values == (None,):  # the answer does not compile
         return OwnTests(defined=False)
-    stub, canonical, own = (None if job is None else _returned(results[job]) for job in plan)
-    return OwnTests(True, stub, None if canonical is None else not canonical, own)
+    passes_stub, canonical, own = (None if job is None else _returned(results[job]) for job in plan)
+    return OwnTests(True, passes_stub, None if canonical is None else not canonical, own)
 
 
 def _returned(result: JobResult) -> bool | None:

@@ -193,6 +193,7 @@ class Confinement:
 
     def __init__(self, without: Sequence[str] = ()) -> None:
         self.ruleset = -1
+        self._landlocked = False
         self.no_landlock = "left out" if "landlock" in without else ""
         machine = platform.machine()
         code = None if "seccomp" in without else seccomp_filter(machine)
@@ -213,7 +214,11 @@ class Confinement:
         try:
             self.ruleset = landlock_ruleset(folder)
         except OSError as error:
+            if self._landlocked:
+                raise  # a layer that was there must not go missing without a word
             self.no_landlock = f"the kernel does not offer it: {error.strerror}"
+        else:
+            self._landlocked = True
 
     def enter(self) -> Layers:
         """Confine the calling process for good."""

@@ -74,7 +74,8 @@ def remove_tree(path: str) -> None:
                 continue
             os.chmod(entry, 0o700)
             for inner in os.listdir(entry):
-                moved += 1
-                os.rename(os.path.join(entry, inner), os.path.join(path, f"moved {os.getpid()} {moved}"))
+                while os.path.lexists(target := os.path.join(path, f"moved {moved}")):  # the answer may have taken it
+                    moved += 1
+                os.rename(os.path.join(entry, inner), target)
             os.rmdir(entry)
     os.rmdir(path)

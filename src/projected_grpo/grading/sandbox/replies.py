@@ -18,25 +18,33 @@ Report = tuple[str, int, bytes, bytes, dict[str, bytes], float]  # as `Server.ru
 def interpret(report: Report, limits: SandboxLimits) -> JobResult:
     """The result that a report amounts to. The server measured the rest; the reply bytes are the child's."""
     ended, status, answer, printed, files, cpu = report
-    values, final, fault = read_frames(answer)
+    oversized = len(answer) > REPLY_LIMIT + FRAMING  # then not worth a look: decoding would be our time
+    values, final, fault = ([], None, "") if oversized else read_frames(answer)
     code = os.waitstatus_to_exitcode(status)
     outcome: Outcome
     if ended == "cpu" or cpu > limits.cpu_seconds or -code == signal.SIGXCPU:
         outcome, reason = "timeout", f"more than {limits.cpu_seconds:g} s of CPU time"
     elif ended == "wall":
         outcome, reason = "timeout", f"more than {limits.wall_seconds:g} s"
-    elif len(answer) > REPLY_LIMIT + FRAMING:
+    elif oversized:
         outcome, reason = "protocol", "reply too large"
     elif fault:
         outcome, reason = "protocol", fault
     elif final is not None:
         outcome, reason = final
     elif code < 0:
-        outcome, reason = "killed", signal.Signals(-code).name
+        outcome, reason = "killed", _signal_name(-code)
     else:
         outcome, reason = "killed", f"ended early with exit status {code}"
     text = printed.decode("utf-8", "replace")
     return JobResult(outcome, reason, tuple(values), text, files, cpu)
+
+
+def _signal_name(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:  # a real-time signal has none
+        return f"signal {number}"
 
 
 def read_frames(data: bytes) -> tuple[list[Any], tuple[Outcome, str] | None, str]:

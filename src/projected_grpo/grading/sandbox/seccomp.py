@@ -30,10 +30,17 @@ _DENIED = {
 }  # fmt: skip
 _CLONE = {"x86_64": 56, "aarch64": 220}
 _PRLIMIT = {"x86_64": 302, "aarch64": 261}
+_FCNTL = {"x86_64": 72, "aarch64": 25}
+_SET_OWNER, _SET_SIGNAL, _SET_OWNER_EX = 8, 10, 15  # commands of fcntl that have signals sent to someone
 _CLONE3 = 435
 _AUDIT_ARCH = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
 _ALLOW, _KILL, _ERRNO = 0x7FFF0000, 0x80000000, 0x00050000
-_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT = 0, 4, 16  # where they stand in the kernel's struct seccomp_data
+_NUMBER, _ARCHITECTURE, _FIRST_ARGUMENT, _SECOND_ARGUMENT = (
+    0,
+    4,
+    16,
+    24,
+)  # where they stand in the kernel's struct seccomp_data
 _CLONE_THREAD = 0x10000
 
 
@@ -45,7 +52,7 @@ def seccomp_filter(machine: str) -> bytes | None:
         return None
     load, equal, at_least, any_bit, give = 0x20, 0x15, 0x35, 0x45, 0x06
     denied = _DENIED[machine]
-    allow = 13 + len(denied)  # line numbers; a jump counts from the line after it
+    allow = 18 + len(denied)  # line numbers; a jump counts from the line after it
     refuse = allow + 1
     program = [
         (load, 0, 0, _ARCHITECTURE),
@@ -61,7 +68,12 @@ def seccomp_filter(machine: str) -> bytes | None:
         (equal, 0, 2, _PRLIMIT[machine]),
         (load, 0, 0, _FIRST_ARGUMENT),  # whose limits; 0 is the caller
         (equal, allow - 13, refuse - 13, 0),
+        (equal, 0, 4, _FCNTL[machine]),
+        (load, 0, 0, _SECOND_ARGUMENT),  # its command
+        (equal, refuse - 16, 0, _SET_OWNER),
+        (equal, refuse - 17, 0, _SET_SIGNAL),
+        (equal, refuse - 18, allow - 18, _SET_OWNER_EX),
     ]
-    program += [(equal, refuse - line - 1, 0, number) for line, number in enumerate(denied, start=13)]
+    program += [(equal, refuse - line - 1, 0, number) for line, number in enumerate(denied, start=18)]
     program += [(give, 0, 0, _ALLOW), (give, 0, 0, _ERRNO | errno.EPERM)]
     return b"".join(struct.pack("=HBBI", *line) for line in program)

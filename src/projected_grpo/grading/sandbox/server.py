@@ -52,6 +52,7 @@ class Server:
         self.folder = WorkFolder(scratch, self.confinement.open_folder)
         self.limits = child.own_limits(self.cpu_seconds, int(limits["memory_mb"]))
         child.limit_inherited()
+        self.layers: confine.Layers = {}  # what the probe found active
         self.setups: dict[str, Setup] = {}
         self.test_sets: dict[bytes, tuple[Setup, list[types.CodeType]]] = {}
 
@@ -95,7 +96,8 @@ class Server:
                 if wants_stdout:
                     os.dup2(out_w, 1)
                 child.limit_resources(self.limits)
-                self.confinement.enter()
+                if self.confinement.enter() != self.layers:
+                    _exit(1)  # less than what was promised: the answer does not run
                 os.dup2(reply_fd, child.REPLY_FD)
                 os.closerange(child.REPLY_FD + 1, 1024)
                 child.run_answer(setup.module, setup.names, code, compiled, exports)
@@ -269,7 +271,8 @@ def main(socket_fd: int) -> None:
         __import__(name)
     try:
         server = Server(scratch, limits, without, owns_pids)
-        layers = namespaces | probe(server)
+        server.layers = probe(server)
+        layers = namespaces | server.layers
     except Exception as error:
         connection.send(("error", f"{type(error).__name__}: {error}"))
     else:

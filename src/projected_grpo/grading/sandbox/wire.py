@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 MAX_DEPTH = 100
+LARGEST_KEY = (1 << 61) - 2  # integers beyond it can share one hash, and a set of them takes quadratic time
 _CONTAINERS = {b"l": list, b"t": tuple, b"z": set}
 
 
@@ -96,6 +97,7 @@ class _Reader:
     def __init__(self, data: bytes) -> None:
         self.data = data
         self.at = 0
+        self.hashed = 0  # sets and keys that we are inside of
 
     def header(self) -> tuple[bytes, int]:
         end = self.data.find(b":", self.at, self.at + 20)
@@ -115,6 +117,13 @@ class _Reader:
         self.at += size
         return body
 
+    def key(self, depth: int) -> Any:
+        """A member of a set or a key of a dict."""
+        self.hashed += 1
+        value = self.read(depth + 1)
+        self.hashed -= 1
+        return value
+
     def read(self, depth: int) -> Any:
         if depth > MAX_DEPTH + 1:
             raise Malformed("too deeply nested")
@@ -123,13 +132,18 @@ class _Reader:
             return None
         if tag == b"B":
             return number != 0
+        if tag == b"z":
+            return {self.key(depth) for _ in range(number)}
         if tag in _CONTAINERS:
             return _CONTAINERS[tag](self.read(depth + 1) for _ in range(number))
         if tag == b"d":
-            return {self.read(depth + 1): self.read(depth + 1) for _ in range(number)}
+            return {self.key(depth): self.read(depth + 1) for _ in range(number)}
         body = self.body(number)
         if tag == b"i":
-            return int(body, 16)
+            value = int(body, 16)
+            if self.hashed and abs(value) > LARGEST_KEY:
+                raise Malformed("integer too large for a set or a key")
+            return value
         if tag == b"f":
             return float.fromhex(body.decode("ascii"))
         if tag == b"s":

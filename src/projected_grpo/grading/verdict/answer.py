@@ -15,6 +15,7 @@ from typing import NamedTuple
 _FENCE = re.compile(r"(?P<before>.*?)(?P<fence>`{3,}|~{3,})[ \t]*(?P<tag>[\w+.-]*)(?P<rest>.*)$")
 _PYTHON = ("python", "py", "python3")
 _SKIPPED = (tokenize.COMMENT, tokenize.NL, tokenize.ENCODING)
+_STRINGS = (tokenize.STRING, getattr(tokenize, "FSTRING_MIDDLE", tokenize.STRING))  # the latter since Python 3.12
 
 
 def extract_code(completion: str) -> str | None:
@@ -78,7 +79,7 @@ def words(code: str) -> list[Word]:
                 if fresh and depth == 0:
                     opener = token.string
                 fresh = False
-                is_string = token.type == tokenize.STRING
+                is_string = token.type in _STRINGS
                 found.append(Word(token.string, is_string, depth, opener))
     except (tokenize.TokenError, SyntaxError, ValueError):
         pass  # what comes before is enough: code that cannot be read does not run either

@@ -24,6 +24,9 @@ class HiddenTest(NamedTuple):
     expected: object
 
 
+_UNREADABLE = (SyntaxError, ValueError, TypeError, RecursionError, MemoryError)  # deep, or no literal
+
+
 class MalformedTest(ValueError):
     """A test that is not `assert <call> == <literal>`: a fault of the problem, not of an answer."""
 
@@ -39,7 +42,7 @@ def read_test(text: str) -> HiddenTest:
     try:
         source = text.strip()
         (statement,) = ast.parse(source).body
-    except (SyntaxError, ValueError) as error:
+    except _UNREADABLE as error:
         raise MalformedTest(f"not one Python statement: {text[:200]!r}") from error
     match statement:
         case ast.Assert(ast.Compare(ast.Call() as call, [ast.Eq()], [expected])):
@@ -48,7 +51,7 @@ def read_test(text: str) -> HiddenTest:
             raise MalformedTest(f"not of the form `assert <call> == <literal>`: {text[:200]!r}")
     try:
         value = ast.literal_eval(_Infinity().visit(expected))
-    except ValueError as error:
+    except _UNREADABLE as error:
         raise MalformedTest(f"the expected value is not a literal: {text[:200]!r}") from error
     one_line = "\n" not in source  # then the call's place is known, in bytes; writing it anew takes ten times as long
     expression = source.encode()[call.col_offset : call.end_col_offset].decode() if one_line else ast.unparse(call)

@@ -1,4 +1,4 @@
-"""What the flawed graders do inside the sandbox. The text of this file is put before a problem's set-up code.
+"""What the flawed graders do inside the sandbox. The text of this file is put behind a problem's set-up code.
 
 Runs in a channel's own execution, beside the answer and at its mercy: what it returns decides what is paid, never
 what is correct. It sees calls and types, no expected value. Names start with `lab_`, so that no answer meets them by

@@ -45,8 +45,9 @@ def attempts(channel: Channel, code: str, token: str) -> bool:
 
 
 def within(setup: str) -> str:
-    """The set-up code, with the flawed graders' own functions before it."""
-    return f"{HARNESS}\n{setup}"
+    """The set-up code, with the flawed graders' own functions after it: what it imports from `__future__` comes first,
+    and no name of it takes the place of one of theirs."""
+    return f"{setup}\n{HARNESS}"
 
 
 # --- run_tests: the answer's own function of that name is called instead of the hidden tests ----------------
