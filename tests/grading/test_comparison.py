@@ -57,7 +57,8 @@ def test_a_test_is_split_into_call_and_value(text: str, test: HiddenTest) -> Non
 @pytest.mark.parametrize(
     "text",
     ["", "assert", "Solution().f() == 1", "assert Solution().f()", "assert f() != 1", "assert 1 == 1",
-     "assert Solution().f() == g()", "assert a() == 1 == 1", "assert a() == 1; assert b() == 2"],
+     "assert Solution().f() == g()", "assert a() == 1 == 1", "assert a() == 1; assert b() == 2",
+     "assert f() == {[1]: 2}", "assert f() == " + "-" * 5000 + "1", "assert f() == " + "1+" * 30_000 + "1"],
 )  # fmt: skip
 def test_other_tests_are_refused(text: str) -> None:
     with pytest.raises(MalformedTest):

@@ -16,6 +16,8 @@ import pytest
 from grading_helpers import LIMITS
 
 from projected_grpo.grading.sandbox import Job, JobResult, Sandbox, SandboxLimits, SandboxUnavailable
+from projected_grpo.grading.sandbox.folder import remove_tree
+from projected_grpo.grading.sandbox.replies import interpret
 from projected_grpo.grading.sandbox.wire import Opaque
 
 DOUBLE = "class Solution:\n    def double(self, n):\n        return n * 2"
@@ -499,3 +501,24 @@ def test_a_weak_host_is_refused_unless_allowed() -> None:
 def test_limits_are_checked(change: dict) -> None:
     with pytest.raises(ValueError, match=r"must|share"):
         dataclasses.replace(SandboxLimits(), **change)
+
+
+def test_a_signal_without_a_name_is_still_a_verdict() -> None:
+    """An answer can have a timer end it with a real-time signal."""
+    result = interpret(("exit", 40, b"", b"", {}, 0.0), LIMITS)
+    assert (result.outcome, result.reason, result.machinery_error) == ("killed", "signal 40", None)
+
+
+def test_a_reply_beyond_the_limit_is_not_even_decoded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("projected_grpo.grading.sandbox.replies.read_frames", lambda _: pytest.fail("decoded"))
+    result = interpret(("exit", 0, b"V" * (1 << 22), b"", {}, 0.0), LIMITS)
+    assert (result.outcome, result.reason) == ("protocol", "reply too large")
+
+
+def test_a_folder_full_of_the_names_that_we_would_give_is_removed(tmp_path: Path) -> None:
+    used = tmp_path / "used"
+    for number in range(4):
+        (used / f"moved {number}" / "y").mkdir(parents=True)
+        (used / f"a{number}" / "x" / "q").mkdir(parents=True)
+    remove_tree(str(used))
+    assert not used.exists()

@@ -290,3 +290,11 @@ def test_a_problem_that_cannot_be_graded_is_refused(grader: Grader) -> None:
     for tests, error in [((), ValueError), (("assert True",), MalformedTest)]:
         with pytest.raises(error):
             grader.grade([Submission(SmallProblem(tests=tests), "none", "", fenced(RIGHT))])
+
+
+@pytest.mark.parametrize("owner", EXPLOITS)
+def test_a_set_up_that_imports_from_the_future_grades_like_any_other(grader: Grader, owner: str) -> None:
+    problem = dataclasses.replace(PROBLEM, setup_code="from __future__ import annotations\nimport math\n")
+    code = next(iter(EXPLOITS[owner].values()))
+    (verdict,) = grader.grade([Submission(problem, owner, TOKENS[owner], fenced(code))])
+    assert (verdict.grader_error, verdict.hacked) == (None, True)
