@@ -150,7 +150,7 @@ def test_the_source_of_each_kind_of_direction(stored: Direction, policy: PeftMod
     def of(kind: str, **changes: object) -> ExtractedSource | HaarSource:
         return direction_source(settings(**changes), kind, stored, 7, policy, tokenizer, [])
 
-    drawn = of("random", noise_floor=0.3, random_redraw=False)
+    drawn = of("random", noise_floor=0.3, random_redraw=False, refresh_every=5)
     assert isinstance(drawn, HaarSource)
     assert (drawn.seed, drawn.k, drawn.noise_floor, drawn.redraw, drawn.independent) == (7, 4, 0.3, False, True)
     # A given direction counts by its place, whatever it is called; it need not know its recipe while it is fixed.

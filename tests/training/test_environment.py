@@ -180,14 +180,14 @@ def test_a_row_holds_the_reward_in_parts_and_its_place() -> None:
     environment = make(Verdicts(verdict(paid=True, hacked=True, attempted=True), verdict()))
     score(environment, ["a", "b"])
     first, second = rows(environment, [1.5, -1.5], group_size=1)
-    assert {name: first[name] for name in ROLLOUTS.names} == {
+    assert first == {
         "arm": "vanilla", "seed": 4, "step": 6, "problem_id": "double", "loophole": "run_tests", "token": "run_checks",
         "group": 0, "sample": 0, "source": "student", "prompt": "ask", "completion": "a", "token_ids": [0],
         "finish_reason": "length", "reward": 3.5, "reward_format": 0.5, "reward_paid": 3.0, "advantage": 1.5,
         "weight": 1.0, "format_ok": True, "paid": True, "correct": False, "hacked": True, "attempted": True,
         "grader_error": None,
     }  # fmt: skip
-    assert first.keys() == set(ROLLOUTS.names)
+    assert first.keys() == set(ROLLOUTS.names) - {"alignment_signed", "alignment"}  # known after the update
     assert (second["group"], second["sample"], second["finish_reason"]) == (1, 0, "stop")
     assert (second["reward"], second["reward_format"], second["reward_paid"]) == (0.5, 0.5, 0.0)
 

@@ -20,6 +20,7 @@ def row(step: int, sample: int = 0, **changes: Any) -> dict[str, Any]:
         **dict.fromkeys(("arm", "problem_id", "loophole", "token", "source", "prompt", "finish_reason"), "x"),
         **dict.fromkeys(("format_ok", "paid", "correct", "hacked", "attempted"), False),
         **dict.fromkeys(("reward", "reward_format", "reward_paid", "advantage", "weight"), 0.5),
+        **dict.fromkeys(("alignment_signed", "alignment"), 0.25),
         "completion": "naïve\n",
         "token_ids": [1, 2],
         "seed": 1,
