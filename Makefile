@@ -14,7 +14,7 @@ help:
 	@echo "make test     set up, then the tests (under 10 min on 2 cores)"
 	@echo "make test-all the tests marked slow as well"
 	@echo "make check    format, lint, types (a minute)"
-	@echo "make smoke    every stage once, tiny, in a scratch clone (about 4 min)"
+	@echo "make smoke    every stage once, tiny, in a scratch clone (about 6 min)"
 	@echo "make bench    a training step, grading, the adapter against LoRA, intervals (about 6 min)"
 	@echo "make clean    remove build leftovers and scratch state; results under data/ stay"
 
@@ -58,7 +58,7 @@ format: $(SETUP)
 	@ruff check --fix .
 
 smoke: $(SETUP)
-	@echo "every stage of the pipeline once at scale smoke, in a scratch clone: about 4 min"
+	@echo "every stage of the pipeline once at scale smoke, in a scratch clone: about 6 min"
 	@bash .ci/smoke
 
 bench: $(SETUP)
