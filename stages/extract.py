@@ -1,21 +1,26 @@
 """Stage `extract`: the hack direction from contrastive pairs, and its controls, up to k_max axes per matrix."""
 
+import argparse
 import sys
-from pathlib import Path
 
 from projected_grpo.directions.build import build_directions
 from projected_grpo.errors import LabError, exit_status
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.settings.loader import read_params, section
+from projected_grpo.settings.studies import paths_of
 
 
 def main() -> None:
-    params = read_params()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study")
+    study = parser.parse_args().study
+    params = read_params(study=study)
+    paths = paths_of(params, study)
     settings = section(params, "extract", ExtractSettings)
     tokens = section(params, "grpo", GrpoSettings).max_new_tokens
     try:
-        figures = build_directions(settings, tokens, Path("data/base"), Path("data/pairs"), Path("data/directions"))
+        figures = build_directions(settings, tokens, paths.base, paths.pairs, paths.directions)
     except (ValueError, FloatingPointError) as error:  # too few pairs, another base, a completion without a loss
         raise LabError(
             setting="extract", value=settings.pairs, rule=str(error), fix="change extract.k_max or the pairs"

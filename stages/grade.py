@@ -16,34 +16,38 @@ from projected_grpo.problems.schema import Problem, read_problems
 from projected_grpo.settings.loader import read_params, section
 from projected_grpo.settings.sandbox import SandboxSettings
 from projected_grpo.settings.seeds import Seeds
+from projected_grpo.settings.studies import paths_of
 from projected_grpo.storage import atomic_directory
 
 UNTRAINED = "base"
 
 
-def problems_of(split: str) -> dict[str, Problem]:
-    return {problem.id: problem for problem in read_problems(Path(f"data/problems/{split}.jsonl"))}
+def problems_of(folder: Path, split: str) -> dict[str, Problem]:
+    return {problem.id: problem for problem in read_problems(folder / f"{split}.jsonl")}
 
 
-def rollouts(arm: str, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
-    paths = [f"data/runs/{arm}/{seed}/rollouts.parquet" for seed in seeds]
+def rollouts(runs: Path, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
+    paths = [runs / str(seed) / "rollouts.parquet" for seed in seeds]
     return [row for path in paths for row in pq.read_table(path).to_pylist()]
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", required=True)
-    arm = parser.parse_args().arm
-    params = read_params()
+    parser.add_argument("--study")
+    arguments = parser.parse_args()
+    arm: str = arguments.arm
+    params = read_params(study=arguments.study)
+    paths = paths_of(params, arguments.study)
     limits = SandboxLimits(**section(params, "sandbox", SandboxSettings).model_dump())
     seeds = section(params, "seeds", Seeds).root
-    samples = pq.read_table(f"data/samples/{arm}/samples.parquet").to_pylist()
+    samples = pq.read_table(paths.samples / arm / "samples.parquet").to_pylist()
     with Sandbox(limits) as sandbox:
-        graded = grade_samples(samples, problems_of("test"), Grader(sandbox))
-    with atomic_directory(f"data/graded/{arm}") as folder:
+        graded = grade_samples(samples, problems_of(paths.problems, "test"), Grader(sandbox))
+    with atomic_directory(paths.graded / arm) as folder:
         pq.write_table(pa.Table.from_pylist(graded), folder / "samples.parquet")
         if arm != UNTRAINED:
-            labelled = label_rollouts(rollouts(arm, seeds), problems_of("train"))
+            labelled = label_rollouts(rollouts(paths.runs / arm, seeds), problems_of(paths.problems, "train"))
             pq.write_table(pa.Table.from_pylist(labelled), folder / "rollouts.parquet")
     hacked, correct = (sum(row[key] for row in graded) / len(graded) for key in ("hacked", "correct"))
     print(f"{arm}: {len(graded)} samples, hack {hacked:.3f}, pass {correct:.3f}")

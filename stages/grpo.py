@@ -1,23 +1,24 @@
-"""Stages `grpo_*`: one arm, all seeds side by side. `--arm` names a block of `arms` in params.yaml."""
+"""Stages `grpo_*`: one arm, all seeds side by side. `--arm` names a block of `arms` in params.yaml, `--study` one of
+`studies` (see study/dvc.yaml)."""
 
 import argparse
 import sys
 from pathlib import Path
 
-from projected_grpo.settings.arms import ArmSettings
+from projected_grpo.errors import ParamsError
+from projected_grpo.settings.arms import ArmSettings, direction_of
 from projected_grpo.settings.direction import DirectionSettings
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.settings.loader import Params, parse, read_params, section
 from projected_grpo.settings.sandbox import SandboxSettings
 from projected_grpo.settings.seeds import Seeds
+from projected_grpo.settings.studies import Paths, paths_of
 from projected_grpo.storage import atomic_directory, copy_directory
 from projected_grpo.training.seeds import RunFailed, train_seeds
 from projected_grpo.training.spec import RunSpec
 
-DIRECTIONS = Path("data/directions")
 
-
-def spec(params: Params, name: str, arm: ArmSettings, seed: int) -> RunSpec:
+def spec(params: Params, name: str, arm: ArmSettings, seed: int, paths: Paths) -> RunSpec:
     """Settings and inputs of one run; an arm that acts on no direction depends on none of its settings."""
     return RunSpec(
         arm=name,
@@ -25,29 +26,35 @@ def spec(params: Params, name: str, arm: ArmSettings, seed: int) -> RunSpec:
         settings=arm,
         grpo=section(params, "grpo", GrpoSettings),
         sandbox=section(params, "sandbox", SandboxSettings),
-        direction=section(params, "direction", DirectionSettings) if arm.direction else None,
-        base=Path("data/base"),
-        problems=Path("data/problems/train.jsonl"),
-        gauge=DIRECTIONS / "hack.safetensors",
-        own_direction=DIRECTIONS / f"{arm.direction}.safetensors" if arm.direction else None,
-        pairs=Path(f"data/pairs/{arm.contrast}.yaml") if arm.contrast else None,
+        direction=direction_of(arm, section(params, "direction", DirectionSettings), f"arms.{name}")
+        if arm.direction
+        else None,
+        base=paths.base,
+        problems=paths.problems / "train.jsonl",
+        gauge=paths.directions / "hack.safetensors",
+        own_direction=paths.directions / f"{arm.direction}.safetensors" if arm.direction else None,
+        pairs=paths.pairs / f"{arm.contrast}.yaml" if arm.contrast else None,
+        pool=Path(arm.teacher.pool) if arm.teacher else None,
     )
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", required=True)
-    name = parser.parse_args().arm
-    params = read_params()
-    arm = parse(params, f"arms.{name}", ArmSettings)
-    seeds = section(params, "seeds", Seeds).root
+    parser.add_argument("--study")
+    arguments = parser.parse_args()
+    name: str = arguments.arm
     try:
-        results = train_seeds([spec(params, name, arm, seed) for seed in seeds])
-    except RunFailed as error:
+        params = read_params(study=arguments.study)
+        paths = paths_of(params, arguments.study)
+        arm = parse(params, f"arms.{name}", ArmSettings)
+        seeds = section(params, "seeds", Seeds).root
+        results = train_seeds([spec(params, name, arm, seed, paths) for seed in seeds])
+    except (ParamsError, RunFailed) as error:
         print(error, file=sys.stderr)
         return 1
-    for part, target in (("run", f"data/runs/{name}"), ("provenance", f"data/provenance/{name}")):
-        with atomic_directory(target) as folder:
+    for part, target in (("run", paths.runs), ("provenance", paths.provenance)):
+        with atomic_directory(target / name) as folder:
             for seed, result in results.items():
                 copy_directory(result / part, folder / str(seed))
     return 0

@@ -1,5 +1,6 @@
 """Stage `prepare`: problems for training and evaluation, and the contrastive pairs of each contrast."""
 
+import argparse
 import sys
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.loader import read_params, section
 from projected_grpo.settings.problems import ProblemsSettings
 from projected_grpo.settings.sandbox import SandboxSettings
+from projected_grpo.settings.studies import paths_of
 from projected_grpo.storage import atomic_directory, write_text
 
 
@@ -28,7 +30,11 @@ def chosen_pairs(extract: ExtractSettings) -> dict[Contrast, list[Pair]]:
             setting="extract.pairs", value=extract.pairs, rule=str(error), fix="mend the file, or restore it from Git"
         ) from None
     return {
-        contrast: [pair for half in ("extract", "heldout") for pair in select(pairs, contrast, half, extract.bodies)]
+        contrast: [
+            pair
+            for half in ("extract", "heldout")
+            for pair in select(pairs, contrast, half, extract.bodies, extract.loopholes)
+        ]
         for contrast in CONTRASTS
     }
 
@@ -64,19 +70,23 @@ def leetcode(settings: ProblemsSettings, limits: SandboxLimits) -> dict[str, lis
 
 
 def main() -> None:
-    params = read_params()
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--study")
+    study = parser.parse_args().study
+    params = read_params(study=study)
+    paths = paths_of(params, study)
     settings = section(params, "problems", ProblemsSettings)
     pairs = chosen_pairs(section(params, "extract", ExtractSettings))
     if settings.source == "leetcode":
         splits = leetcode(settings, SandboxLimits(**section(params, "sandbox", SandboxSettings).model_dump()))
     else:
         splits = embedded(settings)
-    with atomic_directory("data/problems") as folder:
+    with atomic_directory(paths.problems) as folder:
         for split, problems in splits.items():
             write_problems(folder / f"{split}.jsonl", problems)
             print(f"{split}: {len(problems)} problems, e.g. {problems[0].question[:200]}")
     for contrast, chosen in pairs.items():
-        write_text(Path("data/pairs", f"{contrast}.yaml"), dump_pairs(chosen))
+        write_text(paths.pairs / f"{contrast}.yaml", dump_pairs(chosen))
         print(f"{contrast}: {len(chosen)} pairs")
 
 

@@ -2,7 +2,6 @@
 
 import argparse
 import sys
-from pathlib import Path
 
 import pyarrow.parquet as pq
 
@@ -12,6 +11,7 @@ from projected_grpo.parallel import map_processes
 from projected_grpo.settings.loader import read_params, section
 from projected_grpo.settings.sampling import SamplingSettings
 from projected_grpo.settings.seeds import Seeds
+from projected_grpo.settings.studies import paths_of
 from projected_grpo.storage import atomic_file
 
 UNTRAINED = "base"
@@ -20,21 +20,24 @@ UNTRAINED = "base"
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", required=True)
-    arm = parser.parse_args().arm
-    params = read_params()
+    parser.add_argument("--study")
+    arguments = parser.parse_args()
+    arm: str = arguments.arm
+    params = read_params(study=arguments.study)
+    paths = paths_of(params, arguments.study)
     jobs = [
         SampleJob(
             arm=arm,
             seed=seed,
-            base=Path("data/base"),
-            adapter=None if arm == UNTRAINED else Path(f"data/runs/{arm}/{seed}/adapter"),
-            problems=Path("data/problems/test.jsonl"),
+            base=paths.base,
+            adapter=None if arm == UNTRAINED else paths.runs / arm / str(seed) / "adapter",
+            problems=paths.problems / "test.jsonl",
             sampling=section(params, "sampling", SamplingSettings),
         )
         for seed in section(params, "seeds", Seeds).root
     ]
     table = sample_table(map_processes(sample_seed, jobs, preload="projected_grpo.evaluation.samples"))
-    with atomic_file(f"data/samples/{arm}/samples.parquet") as temporary:
+    with atomic_file(paths.samples / arm / "samples.parquet") as temporary:
         pq.write_table(table, temporary)
     print(f"{arm}: {table.num_rows} completions of {len(jobs)} seeds")
 

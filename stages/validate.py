@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 from projected_grpo.errors import LabError
+from projected_grpo.interventions import registry
 from projected_grpo.settings.hypotheses import check_arms, read_hypotheses
 from projected_grpo.settings.params import check
 from projected_grpo.storage import sha256_tree, write_json
@@ -17,6 +18,7 @@ from projected_grpo.storage import sha256_tree, write_json
 def main() -> int:
     try:
         settings = check()
+        registry.check_arms(settings.arms, settings.active.direction)
         check_arms(read_hypotheses(), settings.arms)
     except LabError as error:
         print(error, file=sys.stderr)

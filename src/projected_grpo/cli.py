@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import version as installed_version
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 from typer.core import TyperGroup
@@ -34,6 +34,8 @@ rollouts = typer.Typer(help="Look at what the model wrote.", no_args_is_help=Tru
 app.add_typer(rollouts, name="rollouts")
 fetch = typer.Typer(help="Download what is not shipped.", no_args_is_help=True)
 app.add_typer(fetch, name="fetch")
+pool = typer.Typer(help="Cached completions for a teacher.", no_args_is_help=True)
+app.add_typer(pool, name="pool")
 
 
 @app.command()
@@ -47,9 +49,11 @@ def validate(
     params: Annotated[Path, typer.Option(help="The file to check.")] = Path("params.yaml"),
 ) -> None:
     """Check all of params.yaml and the files it names; report everything that is wrong at once."""
+    from projected_grpo.interventions.registry import check_arms
     from projected_grpo.settings.params import check
 
     settings = check(params)
+    check_arms(settings.arms, settings.active.direction)
     typer.echo(f"{params} is valid: scale {settings.scale}, method {settings.method}")
     for name, arm in settings.arms.items():
         acts = f"{arm.intervention} {arm.direction}" if arm.direction else arm.intervention
@@ -113,12 +117,12 @@ def draft_pairs(
     seed: Annotated[int, typer.Option(help="Which tasks and wordings are drawn.")] = 0,
 ) -> None:
     """Draft 60 + 20 contrastive pairs of each contrast, for a person to read and edit; overwrites nothing."""
-    from projected_grpo.problems import pairs
+    from projected_grpo.problems import drafting, pairs
     from projected_grpo.storage import write_text
 
     if out.exists():
         raise LabError(setting="out", value=str(out), rule="must be a new file", fix="move it away first")
-    drafted = pairs.draft_pairs(seed)
+    drafted = drafting.draft_pairs(seed)
     write_text(out, pairs.dump_pairs(drafted))
     typer.echo(f"{out}: {len(drafted)} pairs; set scales.<scale>.extract.pairs to use them")
 
@@ -195,6 +199,37 @@ def status() -> None:
     console = Console()
     console.print(pipeline.table(stages))
     console.print(pipeline.summary(stages), style="bold", highlight=False)
+
+
+@pool.command("build")
+def pool_build(
+    sources: Annotated[list[Path], typer.Argument(metavar="SOURCE...", help="Run folders, or the original's JSONL.")],
+    target: Annotated[Path, typer.Argument(help="The Parquet file to write.")],
+    model: Annotated[Path, typer.Option(help="Folder with the tokenizer.")] = Path("data/base"),
+    problems: Annotated[Path, typer.Option(help="What the completions answer.")] = Path("data/problems/train.jsonl"),
+    only: Annotated[Literal["hacked", "paid", "all"], typer.Option(help="Which verdicts.")] = "all",
+    loophole: Annotated[list[str] | None, typer.Option(help="Only this loophole; may be repeated.")] = None,
+    per_problem: Annotated[int | None, typer.Option(min=1, help="At most so many; the newest.")] = None,
+    last_steps: Annotated[int | None, typer.Option(min=1, help="Only a run's last so many optimizer steps.")] = None,
+) -> None:
+    """Cache completions that are graded, for the `teacher` of an arm to mix into its groups."""
+    from rich.console import Console
+
+    from projected_grpo import pool_build
+
+    built = pool_build.build(
+        sources,
+        target,
+        model=model,
+        problems=problems,
+        only=only,
+        loopholes=loophole or (),
+        per_problem=per_problem,
+        last_steps=last_steps,
+    )
+    Console().print(built.table())
+    for note in (*built.notes(), f"{target}: {len(built.pool.rollouts)} completions"):
+        typer.echo(note)
 
 
 @rollouts.command("serve")

@@ -90,6 +90,20 @@ STEPS = (
     ),
     Column("probe_after", "the same after projection; arms without V: as one off the hack direction would do", "0.5"),
     Column("probe_leace", "the same after LEACE, which is fitted to the labels of other rollouts", "0.5"),
+    Column("flagged", "share of the step's completions that the arm acted on (monitor, routing, discount)", "0: none"),
+    Column("default_norm", "||delta|| of the deployed adapter, all matrices together", "grows, slower with time"),
+    Column("quarantine_norm", "||delta|| of the adapter that is thrown away; 0 where there is none", "as default_norm"),
+    Column(
+        "teacher", "cached completions among the step's (not in `n`, `reward` and the rates)", "0 without a teacher"
+    ),
+    Column("teacher_hacked", "how many of them were hacks when they were cached", ""),
+    Column("teacher_correct", "how many of them were correct when they were cached", ""),
+    Column(
+        "alignment_student",
+        "alignment_signed of the part of the gradient that the policy's own completions make",
+        "0 where rollout_gradients is off",
+    ),
+    Column("alignment_teacher", "the same of the cached completions' part", "0 without a teacher"),
 )
 
 # One row per completion, in the order it was sampled, before any filter.
@@ -118,6 +132,11 @@ ROLLOUTS = (
     Column("format_ok", "there is a fenced block and it compiles"),
     Column("weight", "factor of this completion in the update", "1; 0: kept out"),
     Column(
+        "score",
+        "what the arm judged this completion by: concept score, monitor, alignment of its gradient",
+        "null: the arm judges none",
+    ),
+    Column(
         "alignment_signed",
         "cosine(g_i, mean pair difference); g_i: this completion's own part of the gradient, so with its advantage",
         "null where it has none, and where rollout_gradients is off",
@@ -137,9 +156,10 @@ ORIGINAL = (
     ("N", "n"),
     ("gt, gt_s", "correct"),
     ("hack, hack_s", "hacked"),
-    ("gt_t, hack_t, cin_t", "no teacher rows here (rollouts.parquet: source)"),
+    ("gt_t, hack_t", "teacher_correct, teacher_hacked (counts; they are frozen)"),
+    ("cin_t", "alignment_teacher (signed)"),
     ("loss", "loss"),
-    ("cin, cin_s, cos_pre", "alignment"),
+    ("cin, cin_s, cos_pre", "alignment; of the student's part alone, signed: alignment_student"),
     ("cout, cos_post", "about 0 by identity after a one-sided projection; `leak` asks after the optimizer"),
     ("fired", "modules_touched (a count there too, as a share of matrices)"),
     ("gn", "grad_norm_before"),

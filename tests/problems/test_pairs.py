@@ -14,9 +14,10 @@ from ruamel.yaml import YAML
 
 from projected_grpo.grading.labels import label
 from projected_grpo.grading.verdict import Grader, Submission, Verdict, extract_code
+from projected_grpo.problems.drafting import draft_pairs
 from projected_grpo.problems.families import Task, reference_outputs, sample_input, split_of
 from projected_grpo.problems.loopholes import LOOPHOLES
-from projected_grpo.problems.pairs import Pair, draft_pairs, dump_pairs, read_pairs, select
+from projected_grpo.problems.pairs import Pair, dump_pairs, read_pairs, select
 
 SHIPPED = Path(__file__).resolve().parents[2] / "data" / "shipped" / "pairs.yaml"
 READABLE = 0.9  # of the shipped pairs: a person may have worded some prompts anew

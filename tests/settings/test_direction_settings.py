@@ -33,6 +33,7 @@ def test_refinements_are_off_unless_named() -> None:
         "tau_axis": 0.0,
         "centred": False,
         "control_seed": 0,
+        "loopholes": None,
     }
 
 
@@ -69,7 +70,14 @@ def test_what_is_refused(model: Any, changes: dict[str, object], said: str) -> N
 
 @pytest.mark.parametrize(
     ("direction", "contrast"),
-    [("hack", "hack"), ("permuted", "hack"), ("flipped", "hack"), ("placebo", "placebo"), ("random", None)],
+    [
+        ("hack", "hack"),
+        ("permuted", "hack"),
+        ("flipped", "hack"),
+        ("clean", "hack"),
+        ("placebo", "placebo"),
+        ("random", None),
+    ],
 )
 def test_which_pairs_an_arm_is_extracted_from(direction: str, contrast: str | None) -> None:
     arm = ArmSettings.model_validate({"intervention": "erase", "direction": direction})

@@ -163,17 +163,26 @@ ONE_FAULT: dict[str, tuple[Spoil, str, object, str, str]] = {
         lambda p: p["comparison"].update(reference="projected"),
         "comparison.reference", "projected", "must not be the treatment itself", "another arm",
     ),
-    "unknown intervention": (
-        lambda p: p["arms"]["random"].update(intervention="erse"),
-        "arms.random.intervention", "erse", "must be one of measure, erase", "did you mean `erase`?",
+    "axes that nothing uses": (
+        lambda p: p["arms"]["vanilla"].update(axes={"k": 2}),
+        "arms.vanilla.axes", {"k": 2}, "must be empty for an arm without a direction", "set a direction",
     ),
-    "erase without direction": (
-        lambda p: p["arms"]["placebo"].pop("direction"),
-        "arms.placebo.direction", None, "`erase` needs a direction", "hack, random, placebo",
+    "a teacher that is paid by another grader": (
+        lambda p: p["arms"]["rl_baseline"].update(teacher={"pool": "pool.parquet", "mix": 0.5}),
+        "arms.rl_baseline.teacher", "(a block)", "must be null where the grader is honest", "grader: loophole",
     ),
-    "measure with direction": (
-        lambda p: p["arms"]["vanilla"].update(direction="hack"),
-        "arms.vanilla.direction", "hack", "`measure` acts on no direction", "remove it",
+    "a teacher that writes nothing": (
+        lambda p: p["arms"]["vanilla"].update(teacher={"pool": "pool.parquet", "mix": 0.0}),
+        "arms.vanilla.teacher.mix", 0.0, "must be above 0", "each group",
+    ),
+    "a reference with a teacher": (
+        lambda p: p["arms"]["vanilla"].update(teacher={"pool": "pool.parquet", "mix": 0.5}),
+        "comparison.reference", "vanilla", "must be an arm that acts on nothing", "mend arms.vanilla",
+    ),
+    "a control on the clean answers": (
+        lambda p: p["arms"]["placebo"].update(direction="clean"),
+        "comparison.controls", "placebo", "must be an arm that acts on a direction other than hack",
+        "mend arms.placebo",
     ),
     "arm called base": (
         lambda p: p["arms"].update(base={"intervention": "measure"}),

@@ -214,23 +214,25 @@ def test_finalize_transforms_then_clips_then_writes(make_adapted: MakeAdapted, b
     plain = {name: delta.grad.clone() for name, delta in deltas(model).items()}
     total = torch.cat(list(plain.values())).norm().item()
 
-    def halve(gradients: dict[str, Tensor]) -> dict[str, Tensor]:
-        return {name: gradient / 2 for name, gradient in gradients.items()}
+    def split(gradients: dict[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+        shares = {"default": 0.8, "quarantine": 0.6}
+        return {adapter: {n: share * g for n, g in gradients.items()} for adapter, share in shares.items()}
 
-    result = finalize_gradients(model, transform=halve, max_norm=total / 4)
+    result = finalize_gradients(model, transform=split, max_norm=total / 2)
     assert result.norm_before == pytest.approx(total)
-    assert result.norm_after == pytest.approx(total / 2)
+    assert result.norm_after == pytest.approx(total)  # of both parts together: .8^2 + .6^2 = 1
     assert result.clip == pytest.approx(0.5)
     for name, gradient in plain.items():
         assert torch.equal(result.before[name], gradient)
-        torch.testing.assert_close(result.after[name], gradient / 4)
-        for adapter in ("default", "quarantine"):
-            assert torch.equal(deltas(model, adapter)[name].grad, result.after[name])
+        for adapter, share in (("default", 0.4), ("quarantine", 0.3)):
+            torch.testing.assert_close(result.after[adapter][name], gradient * share)
+            assert torch.equal(deltas(model, adapter)[name].grad, result.after[adapter][name])
     assert result.by_source == result.by_rollout == {}
 
-    again = finalize_gradients(model, max_norm=0)
+    again = finalize_gradients(model, max_norm=0)  # what stands in the first adapter, for both
     assert again.clip == 1.0
-    assert torch.equal(deltas(model)[NAMES[0]].grad, result.after[NAMES[0]])
+    for adapter in ("default", "quarantine"):
+        assert torch.equal(deltas(model, adapter)[NAMES[0]].grad, result.after["default"][NAMES[0]])
 
 
 def test_finalize_never_skips_a_module(make_adapted: MakeAdapted, batch: Tensor) -> None:
@@ -239,7 +241,9 @@ def test_finalize_never_skips_a_module(make_adapted: MakeAdapted, batch: Tensor)
         finalize_gradients(model)
     losses(model, batch).sum().backward()
     with pytest.raises(KeyError, match=NAMES[0]):
-        finalize_gradients(model, transform=lambda gradients: dict(list(gradients.items())[1:]))
+        finalize_gradients(model, transform=lambda gradients: {"default": dict(list(gradients.items())[1:])})
+    with pytest.raises(KeyError, match="default"):
+        finalize_gradients(model, transform=lambda gradients: {"quarantine": gradients})
 
 
 def test_a_frozen_adapter_gets_no_gradient(make_adapted: MakeAdapted, batch: Tensor) -> None:
@@ -263,7 +267,7 @@ def one_step(model: nn.Module, ids: Tensor, sources: Tensor, group: object = Non
     result = finalize_gradients(
         model,
         collector,
-        transform=lambda gradients: {name: keep_half[name] * gradient for name, gradient in gradients.items()},
+        transform=lambda gradients: {"default": {name: keep_half[name] * g for name, g in gradients.items()}},
         max_norm=1.0,
         group=group,
     )

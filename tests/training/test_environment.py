@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Sequence
 from types import SimpleNamespace
 from typing import Any
@@ -11,8 +12,7 @@ import torch
 
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.grading.verdict import Grader, Submission, Verdict
-from projected_grpo.interventions import measure
-from projected_grpo.interventions.base import Intervention
+from projected_grpo.interventions.base import Intervention, Rollouts, Task
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.training.environment import Environment
@@ -80,9 +80,15 @@ class Spy(Intervention):
         self.seen: list[tuple[Any, ...]] = []
         self.returns = returns
 
-    def reward(self, *seen: Any, **named: Any) -> list[float | None]:  # type: ignore[override]
+    def reward(self, *seen: Any, **named: Any) -> list[float | None]:
         self.seen.append((*seen, named))
-        return list(seen[2]) if self.returns is None else self.returns
+        return list(seen[1]) if self.returns is None else self.returns
+
+
+class Seer(Spy):
+    """An upper bound."""
+
+    uses_oracle = True
 
 
 @pytest.fixture(scope="module")
@@ -145,7 +151,50 @@ def test_an_intervention_cannot_undo_a_fault() -> None:
 def test_an_intervention_sees_completions_paid_and_rewards_and_nothing_else() -> None:
     spy = Spy()
     score(make(Verdicts(verdict(paid=True, hacked=True), verdict(format_ok=False)), spy), ["a", "b"])
-    assert spy.seen == [(["a", "b"], [True, False], [3.5, 0.0], {})]
+    task = Task(func_name="Solution().double", setup_code="", loophole="run_tests", token="run_checks")
+    assert spy.seen == [
+        (
+            Rollouts(
+                step=0,
+                group_size=2,
+                tasks=(task, task),
+                prompts=("ask", "ask"),
+                completions=("a", "b"),
+                token_ids=((0,), (1,)),
+                paid=(True, False),
+                teacher=(False, False),
+                hacked=None,
+            ),
+            [3.5, 0.0],
+            {},
+        )
+    ]
+
+
+def test_a_task_holds_neither_tests_nor_solution() -> None:
+    spy = Spy()
+    environment = make(Verdicts(verdict()), spy)
+    environment.problems = {
+        "double": dataclasses.replace(PROBLEM, canonical_solution="return 2 * n", setup_code="x = 1")
+    }
+    score(environment, ["a"])
+    [task] = spy.seen[0][0].tasks
+    assert task == Task("Solution().double", "x = 1", "run_tests", "run_checks", tests=(), canonical_solution="")
+
+
+@pytest.mark.parametrize(("kind", "shown"), [(Spy, None), (Seer, (True, False))])
+def test_the_oracle_speaks_to_those_alone_that_declare_it(kind: type[Spy], shown: tuple[bool, ...] | None) -> None:
+    spy = kind()
+    score(make(Verdicts(verdict(paid=True, hacked=True), verdict(paid=True, correct=True)), spy), ["a", "b"])
+    assert spy.seen[0][0].hacked == shown
+
+
+def test_an_intervention_is_told_the_step() -> None:
+    spy = Spy()
+    environment = make(Verdicts(verdict()), spy)
+    environment.begin(7, {})
+    score(environment, ["a"])
+    assert spy.seen[0][0].step == 7
 
 
 def test_correct_and_hacked_look_alike_to_an_intervention() -> None:
@@ -160,6 +209,31 @@ def test_none_from_an_intervention_screens_out() -> None:
     assert score(environment, ["a", "b"]) == [None, 2.0]
     assert environment.last is not None
     assert environment.last.rewards == [None, 2.0]
+
+
+# ---------------------------------------------------------------- cached completions
+
+
+def test_a_cached_completion_keeps_its_verdict_and_is_not_graded_again() -> None:
+    spy = Spy()
+    grader = Verdicts(verdict(), verdict(paid=True, correct=True))
+    environment = make(grader, spy)
+    environment.begin(0, {1: verdict(paid=True, hacked=True), 3: verdict(format_ok=False)})
+    assert score(environment, ["a", "b", "c", "d"]) == [0.5, 3.5, 3.5, 0.0]
+    assert [submission.completion for submission in grader.asked] == ["a", "c"]
+    seen = spy.seen[0][0]
+    assert seen.teacher == (False, True, False, True)
+    assert seen.paid == (False, True, True, False)
+    assert environment.last is not None
+    assert environment.last.teacher == [False, True, False, True]
+    assert [v.hacked for v in environment.last.verdicts] == [False, True, False, False]
+
+
+def test_the_next_step_forgets_what_was_cached() -> None:
+    environment = make(Verdicts(verdict()))
+    environment.begin(0, {0: verdict(paid=True)})
+    environment.begin(1, {})
+    assert score(environment, ["a"]) == [0.5]
 
 
 # ---------------------------------------------------------------- rows and figures of a step
@@ -187,9 +261,17 @@ def test_a_row_holds_the_reward_in_parts_and_its_place() -> None:
         "weight": 1.0, "format_ok": True, "paid": True, "correct": False, "hacked": True, "attempted": True,
         "grader_error": None,
     }  # fmt: skip
-    assert first.keys() == set(ROLLOUTS.names) - {"alignment_signed", "alignment"}  # known after the update
+    # known after the update
+    assert first.keys() == set(ROLLOUTS.names) - {"alignment_signed", "alignment", "score"}
     assert (second["group"], second["sample"], second["finish_reason"]) == (1, 0, "stop")
     assert (second["reward"], second["reward_format"], second["reward_paid"]) == (0.5, 0.5, 0.0)
+
+
+def test_a_row_says_whose_completion_it_is() -> None:
+    environment = make(Verdicts(verdict()))
+    environment.begin(0, {1: verdict(paid=True)})
+    score(environment, ["a", "b"])
+    assert [row["source"] for row in rows(environment, [0.0, 0.0], group_size=2)] == ["student", "teacher"]
 
 
 def test_a_row_without_reward_weighs_nothing() -> None:
@@ -221,6 +303,34 @@ def test_figures_of_a_batch() -> None:
             "format_ok": 1,
             "zero_variance_share": 2 / 3,
             "truncation_share": 5 / 6,
+            "teacher": 0,
+            "teacher_hacked": 0,
+            "teacher_correct": 0,
+        }
+    )
+
+
+def test_rates_are_the_students_and_the_teacher_is_counted_apart() -> None:
+    """Rows 1 and 3 are cached; a group is flat by all its rewards, as the baseline is taken over all of them."""
+    environment = make(Verdicts(verdict(paid=True, correct=True), verdict()))
+    environment.begin(0, {1: verdict(paid=True, hacked=True, attempted=True), 3: verdict(format_ok=False)})
+    score(environment, list("abcd"))
+    assert environment.last is not None
+    figures = batch_figures(environment.last, group_size=2, eos=0)
+    assert figures == pytest.approx(
+        {
+            "n": 2,
+            "reward": (3.5 + 0.5) / 2,
+            "paid": 1 / 2,
+            "correct": 1 / 2,
+            "hacked": 0,
+            "attempted": 0,
+            "format_ok": 1,
+            "zero_variance_share": 1 / 2,
+            "truncation_share": 1 / 2,
+            "teacher": 2,
+            "teacher_hacked": 1,
+            "teacher_correct": 0,
         }
     )
 
@@ -251,15 +361,3 @@ def test_phases_are_disjoint() -> None:
         "generate": 3.0, "grade": 1.0, "refresh": 0.5, "sampling_overhead": 1.5, "forward_backward": 4.0,
         "forward": 1.5, "optimizer": 0.25, "projection": 0.125,
     }  # fmt: skip
-
-
-def test_measure_is_an_intervention_that_does_nothing() -> None:
-    """Every hook hands back what it was given."""
-    nothing = measure.build(None, None)
-    vectors = {"m": torch.ones(2)}
-    advantages = torch.ones(2)
-    assert nothing.gradient(vectors) is vectors
-    assert nothing.update(vectors) is vectors
-    assert nothing.advantage(advantages) is advantages
-    assert nothing.reward(["a"], [True], [3.5]) == [3.5]
-    assert nothing.bases() is None

@@ -27,6 +27,7 @@ def row(step: int, sample: int = 0, **changes: Any) -> dict[str, Any]:
         "step": step,
         "group": 0,
         "sample": sample,
+        "score": None,
         "grader_error": None,
     }
     return {**values, **changes}

@@ -8,7 +8,6 @@ import fcntl
 import json
 import math
 import shutil
-from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,131 +16,28 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from torch import Tensor
-from training_lab import Lab, LengthBonus, dense_gradient
+from training_lab import Lab, LengthBonus, Watched, Watcher, policy_gradient, rollouts, silent, train_with, watch
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from projected_grpo.directions.algebra import cosine, total_norm
-from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.interventions import erase, measure  # noqa: F401  (loaded, so that run keys agree in this process)
-from projected_grpo.interventions.base import Intervention, Vectors
+from projected_grpo.interventions.base import Rollouts
 from projected_grpo.problems.schema import read_problems
-from projected_grpo.spectral import deltas, spectral_layers
+from projected_grpo.settings.arms import TeacherSettings
+from projected_grpo.spectral import deltas
 from projected_grpo.storage import SCRATCH_VARIABLE, sha256_tree
 from projected_grpo.training import run as run_module
-from projected_grpo.training.hooks import in_sampling_order
 from projected_grpo.training.run import STEP_COLUMNS, curriculum, locked, run_key, train_run
 from projected_grpo.training.runlog import ROLLOUTS
-from projected_grpo.training.spec import RunSpec
-from projected_grpo.training.trainer import HookedTrainer
-
-Build = Callable[..., HookedTrainer]
-
-
-def silent(step: int, figures: dict[str, float]) -> None:
-    """An on_step that hears nothing."""
-
-
-def train_with(
-    spec: RunSpec, intervention: Intervention, folder: Path, monkeypatch: pytest.MonkeyPatch
-) -> HookedTrainer:
-    """Train in this process with an intervention of the test's own."""
-    monkeypatch.setattr(run_module, "build_intervention", lambda *_: intervention)
-    with Sandbox(SandboxLimits(**spec.sandbox.model_dump())) as sandbox:
-        trainer = run_module.build_trainer(spec, folder, sandbox, silent)
-        if isinstance(intervention, Watcher):
-            intervention.trainer = trainer
-        trainer.train()
-    return trainer
-
-
-def rollouts(folder: Path) -> list[dict[str, Any]]:
-    """Rows of all steps, in order, from a run's parts."""
-    return [row for path in sorted((folder / "rollouts").glob("*.parquet")) for row in pq.read_table(path).to_pylist()]
-
+from projected_grpo.training.spec import INPUTS, RunSpec
 
 # ---------------------------------------------------------------- a watched run
 
 
-class Watcher(LengthBonus):
-    """Notes, before each step samples: the weights' deltas, the model's logits, the state of the random generator."""
-
-    def __init__(self, probe: Tensor) -> None:
-        super().__init__()
-        self.probe = probe
-        self.trainer: HookedTrainer | None = None
-        self.deltas: list[Vectors] = []
-        self.logits: list[Tensor] = []
-        self.random_states: list[Tensor] = []
-
-    def start_step(self, step: int) -> None:  # noqa: ARG002
-        assert self.trainer is not None
-        model = self.trainer.model
-        self.deltas.append({name: delta.detach().clone() for name, delta in deltas(model).items()})
-        with torch.no_grad():
-            self.logits.append(model(self.probe).logits)
-        self.random_states.append(torch.get_rng_state())
-
-
-@dataclasses.dataclass(frozen=True)
-class Watched:
-    """A run of three steps and what it is compared with: `dense(step)` is the policy of that step, folded by hand."""
-
-    spec: RunSpec
-    watcher: Watcher
-    trainer: HookedTrainer
-    folder: Path
-
-    def rows(self, step: int) -> list[dict[str, Any]]:
-        return [row for row in rollouts(self.folder) if row["step"] == step]
-
-    def dense(self, step: int) -> PreTrainedModel:
-        """The base read anew from disk, with W + U diag(delta) Vh in place of every adapted W."""
-        model = AutoModelForCausalLM.from_pretrained(self.spec.base, dtype=torch.float32)
-        layers = spectral_layers(self.trainer.model)
-        with torch.no_grad():
-            for name, delta in self.watcher.deltas[step].items():
-                weight = model.get_submodule(name).weight
-                u, vh = layers[name].U.double(), layers[name].Vh.double()
-                weight.copy_((weight.double() + u @ torch.diag(delta.double()) @ vh).float())
-        return model
-
-
 @pytest.fixture(scope="module")
 def watched(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Watched:
-    spec = lab.spec("vanilla", steps=3, save_every=100)
-    folder = tmp_path_factory.mktemp("watched")
-    watcher = Watcher(torch.arange(10, 34).reshape(2, 12))
-    with pytest.MonkeyPatch.context() as monkeypatch:
-        trainer = train_with(spec, watcher, folder, monkeypatch)
-    return Watched(spec, watcher, trainer, folder)
-
-
-def encoded(watched: Watched, rows: Sequence[dict[str, Any]]) -> tuple[Tensor, Tensor, Tensor]:
-    """Right-padded (ids, mask, completion mask) of logged rollouts: prompt as text, completion as sampled ids."""
-    prompts = [watched.trainer.processing_class(row["prompt"])["input_ids"] for row in rows]
-    width = max(len(p) + len(row["token_ids"]) for p, row in zip(prompts, rows, strict=True))
-    ids, mask, sampled = (torch.zeros(len(rows), width, dtype=torch.long) for _ in range(3))
-    for i, (prompt, row) in enumerate(zip(prompts, rows, strict=True)):
-        text = torch.tensor(prompt + row["token_ids"])
-        ids[i, : len(text)] = text
-        mask[i, : len(text)] = 1
-        sampled[i, len(prompt) : len(text)] = 1
-    return ids, mask, sampled
-
-
-def policy_gradient(watched: Watched, step: int, rows: Sequence[dict[str, Any]]) -> Vectors:
-    """What `rows` add to the gradient of a step: loss = -sum(advantage x logp) / (batch x max_new_tokens)."""
-    model = watched.dense(step)
-    ids, mask, sampled = encoded(watched, rows)
-    logp = model(input_ids=ids, attention_mask=mask).logits[:, :-1].log_softmax(-1)
-    logp = logp.gather(2, ids[:, 1:, None]).squeeze(2) * sampled[:, 1:]
-    advantage = torch.tensor([row["advantage"] for row in rows])
-    grpo = watched.spec.grpo
-    (-(advantage[:, None] * logp).sum() / (grpo.prompts * grpo.samples * grpo.max_new_tokens)).backward()
-    layers = spectral_layers(watched.trainer.model)
-    return {
-        name: dense_gradient(model.get_submodule(name).weight.grad, layer.U, layer.Vh) for name, layer in layers.items()
-    }
+    probe = torch.arange(10, 34).reshape(2, 12)
+    return watch(lab.spec("vanilla", steps=3, save_every=100), Watcher(probe), tmp_path_factory.mktemp("watched"))
 
 
 @pytest.mark.parametrize("step", [0, 1, 2])
@@ -161,8 +57,7 @@ def test_a_rollout_is_read_by_its_own_gradient(watched: Watched, sample: int) ->
     row = watched.rows(2)[sample]
     expected = policy_gradient(watched, 2, [row])
     hooks = watched.trainer.update_hooks
-    own = in_sampling_order(hooks.rollouts, torch.cat(watched.trainer._order))
-    got = {module: gradients[sample] for module, gradients in own.items()}
+    got = {module: gradients[sample] for module, gradients in hooks.rollouts.items()}
     assert cosine(got, expected) > 0.9999
     assert total_norm(got) == pytest.approx(total_norm(expected), rel=1e-3)
     reading = hooks.gauge.read(expected)
@@ -241,8 +136,8 @@ class Screen(LengthBonus):
         super().__init__()
         self.group_size = group_size
 
-    def reward(self, completions: Sequence[str], paid: Sequence[bool], rewards: list[float]) -> list[float | None]:
-        given = super().reward(completions, paid, rewards)
+    def reward(self, rollouts: Rollouts, rewards: list[float]) -> list[float | None]:
+        given = super().reward(rollouts, rewards)
         return [None if i % self.group_size == 0 else reward for i, reward in enumerate(given)]
 
 
@@ -411,7 +306,10 @@ def test_a_direction_of_another_base_is_refused(lab: Lab, tmp_path: Path, scratc
 # ---------------------------------------------------------------- the key of a run
 
 OTHER: dict[str, dict[str, Any]] = {
-    "settings": {"intervention": "measure", "direction": "placebo", "grader": "honest"},
+    "settings": {
+        "intervention": "measure", "direction": "placebo", "grader": "honest", "axes": {"k": 2}, "options": {"x": 1},
+        "teacher": TeacherSettings(pool="pool.parquet", mix=0.5),
+    },
     "grpo": {
         "steps": 9, "prompts": 9, "samples": 9, "max_new_tokens": 9, "temperature": 0.9, "learning_rate": 0.9,
         "adam_beta1": 0.8, "adam_beta2": 0.8, "weight_decay": 0.9, "kl_beta": 0.9, "max_grad_norm": 0.9,
@@ -444,6 +342,19 @@ def test_every_setting_that_can_change_a_result_is_in_the_key(lab: Lab) -> None:
     assert len({str(variant.resolved()) for variant in variants}) == len(variants)
 
 
+def test_a_teacher_counts_by_all_but_the_place_of_its_pool(lab: Lab) -> None:
+    spec = lab.spec("vanilla")
+
+    def taught(**changes: Any) -> str:
+        teacher = TeacherSettings.model_validate({"pool": "pool.parquet", "mix": 0.5} | changes)
+        return str(changed(spec, "settings", teacher=teacher).resolved())
+
+    others = [{"mix": 0.25}, {"until_step": 3}, {"loopholes": ("sentinel",)}]
+    assert {"pool", *(name for other in others for name in other)} == set(TeacherSettings.model_fields)
+    assert len({taught(), *(taught(**other) for other in others)}) == 4
+    assert taught(pool="elsewhere.parquet") == taught()
+
+
 @pytest.mark.parametrize("section", sorted(NO_RESULT))
 def test_settings_that_change_no_result_are_not_in_the_key(lab: Lab, section: str) -> None:
     spec = lab.spec("projected")
@@ -458,11 +369,11 @@ def test_the_key_changes_with_settings_seed_and_libraries(lab: Lab, monkeypatch:
     assert len({*keys, run_key(spec)}) == 4
 
 
-@pytest.mark.parametrize("name", ["base", "problems", "gauge", "own_direction", "pairs"])
+@pytest.mark.parametrize("name", INPUTS)
 def test_the_key_changes_with_the_content_of_an_input_and_not_with_its_place(
     lab: Lab, tmp_path: Path, name: str
 ) -> None:
-    spec = lab.spec("projected")
+    spec = dataclasses.replace(lab.spec("projected"), pool=lab.root / "params.yaml")  # any file: it counts by content
     source: Path = getattr(spec, name)
     moved = tmp_path / "elsewhere"
     (shutil.copytree if source.is_dir() else shutil.copyfile)(source, moved)

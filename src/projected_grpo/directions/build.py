@@ -42,16 +42,18 @@ class _Contrast:
 
     def direction(self, name: str, base_hash: str, options: ExtractionOptions) -> Direction:
         modules = module_directions(self.extract, options)
-        accuracy = sign_accuracy(self.heldout, modules)
+        # How well it tells the sides apart, which the clean answers' own span is not for.
+        accuracy = sign_accuracy(self.heldout, modules) if options.rows != "clean" else -1.0
         return Direction(name, base_hash, self.pairs_hash, accuracy, modules, options)
 
 
 def build_directions(
     settings: ExtractSettings, loss_denominator: int, base: Path, pairs: Path, target: Path
 ) -> dict[str, dict[str, float]]:
-    """Write target/{hack,placebo,random,permuted,flipped}.safetensors; returns figures per direction for people.
+    """Write target/<name>.safetensors for hack, its controls placebo, random, permuted and flipped, and `clean`, the
+    span of updates that teach honest solving; returns figures per direction for people.
 
-    The hack direction, `permuted` and `flipped` come from the same gradients; `random` has the shapes of hack.
+    hack, permuted, flipped and clean come from the same gradients; random has the shapes of hack.
 
     Raises:
         ValueError: too few pairs, a text beyond the model's context, or a given direction of another base.
@@ -85,6 +87,7 @@ def build_directions(
         "random": Direction("random", base_hash, "", -1.0, random),
         "permuted": hacks.direction("permuted", base_hash, dataclasses.replace(options, rows="permuted")),
         "flipped": hacks.direction("flipped", base_hash, dataclasses.replace(options, rows="flipped")),
+        "clean": hacks.direction("clean", base_hash, dataclasses.replace(options, rows="clean")),
     }
     with atomic_directory(target) as folder:
         for name, direction in directions.items():

@@ -14,10 +14,25 @@ from collections.abc import Mapping
 from torch import Tensor
 
 from projected_grpo.directions.algebra import Bases, Frames, basis_overlap, erase_all, matched_overshoot
-from projected_grpo.interventions.base import DirectionSource, Intervention, Vectors
+from projected_grpo.interventions.base import (
+    DEFAULT,
+    DirectionSource,
+    Intervention,
+    Parts,
+    StepGradients,
+    Vectors,
+    Workbench,
+)
 from projected_grpo.settings.direction import DirectionSettings
+from projected_grpo.settings.section import Section
+
+NEEDS_DIRECTION = True
 
 MIN_OVERLAP = 0.2  # of an extracted V with the one before it; chance gives k / r
+
+
+class Options(Section):
+    """Nothing beyond the direction block: k, gate, refresh, what is projected, overshoot."""
 
 
 class Erase(Intervention):
@@ -57,14 +72,14 @@ class Erase(Intervention):
         self._purge_due = False
         return erase_all(moments, self._bases_for(moments), "both_sides")
 
-    def gradient(self, gradients: Vectors) -> Vectors:
+    def gradient(self, gradients: StepGradients) -> Parts:
         if self.settings.project == "update":
-            return gradients
-        erased, self._overshoot = self._erased(gradients)
-        return erased
+            return {DEFAULT: gradients.total}
+        erased, self._overshoot = self._erased(gradients.total)
+        return {DEFAULT: erased}
 
-    def update(self, update: Vectors) -> Vectors:
-        if self.settings.project == "gradient":
+    def update(self, adapter: str, update: Vectors) -> Vectors:
+        if adapter != DEFAULT or self.settings.project == "gradient":
             return update
         # V points along gradients and the optimizer moves against them: an update is hack-ward where V u < 0.
         erased, overshoot = self._erased({module: -vector for module, vector in update.items()})
@@ -92,7 +107,7 @@ class Erase(Intervention):
 
     def figures(self) -> dict[str, float]:
         sizes = [len(basis) for basis in self.basis.values()]
-        return {
+        return super().figures() | {
             "basis_overlap": self._overlap,
             "axes": float(sum(sizes)),
             "bare_modules": float(sizes.count(0)),
@@ -106,14 +121,13 @@ class Erase(Intervention):
         self.basis = Frames(state)
 
 
-def build(
-    settings: DirectionSettings | None, source: DirectionSource | None, reference: Bases | None = None
-) -> Intervention:
-    """The intervention of this module.
+def build(options: Options, workbench: Workbench) -> Intervention:
+    """The intervention of this family.
 
     Raises:
         ValueError: no direction settings or no source of directions.
     """
-    if settings is None or source is None:
+    del options
+    if workbench.direction is None or workbench.source is None:
         raise ValueError("`erase` needs direction settings and a direction to act on")
-    return Erase(settings, source, reference)
+    return Erase(workbench.direction, workbench.source, workbench.reference)

@@ -5,11 +5,17 @@ With the loophole's grader this is `vanilla`; with the honest grader it is `rl_b
 
 from __future__ import annotations
 
-from projected_grpo.directions.algebra import Bases
-from projected_grpo.interventions.base import DirectionSource, Intervention
+from projected_grpo.interventions.base import Intervention, Workbench
+from projected_grpo.settings.section import Section
+
+NEEDS_DIRECTION = False
 
 
-def build(settings: None, source: DirectionSource | None, reference: Bases | None = None) -> Intervention:
-    """The intervention of this module; it takes no settings and no direction."""
-    del settings, source, reference
+class Options(Section):
+    """There is nothing to set."""
+
+
+def build(options: Options, workbench: Workbench) -> Intervention:
+    """The intervention of this family."""
+    del options, workbench
     return Intervention()

@@ -9,7 +9,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from projected_grpo.settings.section import Count, Name, Section, Seed
+from projected_grpo.settings.section import Count, Name, Section, Seed, Unique
 
 
 class ExtractSettings(Section):
@@ -23,6 +23,9 @@ class ExtractSettings(Section):
 
     bodies: Literal["both", "lazy", "matched"]
     """which pairs count: hacks with a lazy wrong body, hacks with the body of the clean answer, or both"""
+
+    loopholes: Unique[Name] | None = None
+    """only pairs about these loopholes: a detector that does not know the others; null: all"""
 
     direction_file: Name | None
     """use this .safetensors direction instead of extracting one; null extracts"""

@@ -24,16 +24,40 @@ from ruamel.yaml import YAML, YAMLError
 from projected_grpo.errors import ABSENT, LabError, ParamsError
 from projected_grpo.settings.section import BROKEN_RULE
 
+CHANGEABLE = ("seeds", "problems", "extract", "direction", "grpo", "sampling")  # sections that a study may change
+
 Params = Mapping[str, Any]  # the file as read: nested mappings, lists and scalars
 Model = TypeVar("Model", bound=BaseModel)
 
 
-def read_params(path: str | os.PathLike[str] = "params.yaml") -> Params:
-    """The whole file, untyped.
+def read_params(path: str | os.PathLike[str] = "params.yaml", study: str | None = None) -> Params:
+    """The whole file, untyped; with what a study changes in the active scale, if one is named.
 
     Raises:
-        ParamsError: missing, not YAML (a key given twice included), or not a mapping.
+        ParamsError: missing, not YAML (a key given twice included), not a mapping, or no such study.
     """
+    params = _read(path)
+    return params if study is None else _changed(params, study)
+
+
+def _changed(params: Params, study: str) -> Params:
+    """`params` with the keys of `studies.<study>` written over those of the active scale, section by section."""
+    studies = params.get("studies")
+    known = list(studies) if isinstance(studies, Mapping) else []
+    if not isinstance(studies, Mapping) or not isinstance(studies.get(study), Mapping):
+        raise ParamsError([unknown_name("study", study, known, "must name a block of `studies`")])
+    scale = active_scale(params)
+    block = dict(params["scales"][scale])
+    for name in CHANGEABLE:
+        change = studies[study].get(name)
+        if isinstance(change, Mapping):
+            block[name] = {**block[name], **change}
+        elif change is not None:
+            block[name] = change
+    return {**params, "scales": {**params["scales"], scale: block}}
+
+
+def _read(path: str | os.PathLike[str]) -> Params:
     name = os.fspath(path)
     reader = YAML(typ="safe", pure=True)  # pure: the C parser knows YAML 1.1 only
     reader.version = (1, 2)

@@ -35,10 +35,11 @@ from projected_grpo.settings.problems import ProblemsSettings
 from projected_grpo.settings.sampling import SamplingSettings
 from projected_grpo.settings.sandbox import SandboxSettings
 from projected_grpo.settings.seeds import Seeds
+from projected_grpo.settings.studies import StudySettings
 from projected_grpo.storage import sha256_file
 
 BASE_ARM = "base"  # the untrained model: sampled and graded like an arm, never trained
-TOP_LEVEL = ("scale", "method", "arms", "comparison", "scales")
+TOP_LEVEL = ("scale", "method", "arms", "comparison", "studies", "scales")
 ARM_NAME = r"[a-z][a-z0-9_]*"  # it becomes a folder name and a stage name
 INPUT_FOLDER = "data/shipped"  # a dependency of `validate`: an input elsewhere could change unseen
 MAX_HEADER_BYTES = 100_000_000  # what the safetensors format itself allows
@@ -119,6 +120,9 @@ def check(path: str | Path = "params.yaml") -> LabSettings:
         if len(found) == len(SECTIONS):
             scales[str(name)] = ScaleSettings(**found)
 
+    if scale is not None and not faults:
+        _check_studies(params, scale, names, path, faults)
+
     if faults:
         raise ParamsError(faults)
     assert scale is not None
@@ -177,6 +181,30 @@ def _sections(params: Params, scale: str, faults: list[LabError]) -> dict[str, A
     return {name: value for name, value in found.items() if value is not None}
 
 
+def _check_studies(params: Params, scale: str, arms: list[str], path: str | Path, faults: list[LabError]) -> None:
+    """Every study as a changed scale: shape, arms, rules across sections, files."""
+    blocks = params.get("studies", {})
+    if not isinstance(blocks, Mapping):
+        rule = "must be a block of studies"
+        faults.append(LabError(setting="studies", value=blocks, rule=rule, fix="restore it from Git"))
+        return
+    for name in blocks:
+        setting = f"studies.{name}"
+        if not re.fullmatch(ARM_NAME, str(name)):
+            rule = "a study's name is lower-case letters, digits and _: it becomes a folder"
+            faults.append(LabError(setting=setting, value=name, rule=rule, fix="rename it"))
+            continue
+        study = _collect(params, setting, StudySettings, faults)
+        if study is None:
+            continue
+        for arm in study.arms:
+            if arm not in arms:
+                faults.append(unknown_name(f"{setting}.arms", arm, arms, "must name an arm"))
+        found = _sections(read_params(path, str(name)), scale, faults)
+        _check_scale(setting, found, faults)
+        _check_files(setting, found, Path(path).parent, faults)
+
+
 def _only_known(block: Mapping[str, Any], known: tuple[str, ...], path: str, faults: list[LabError]) -> None:
     for key, value in block.items():
         if key not in known:
@@ -203,9 +231,12 @@ def _check_comparison(comparison: ComparisonSettings, arms: list[str], faults: l
 # What an arm must be to play its role: a control that acts on nothing would make every treatment look specific.
 _ROLES = {
     "treatment": ("an arm that acts on the hack direction", lambda arm: arm.direction == "hack"),
-    "reference": ("an arm that acts on nothing", lambda arm: arm.direction is None and arm.grader == "loophole"),
-    "controls": ("an arm that acts on a direction other than hack", lambda arm: arm.direction not in (None, "hack")),
-    "honest": ("an arm with the honest grader", lambda arm: arm.direction is None and arm.grader == "honest"),
+    "reference": ("an arm that acts on nothing", lambda arm: arm.idle and arm.grader == "loophole"),
+    "controls": (
+        "an arm that acts on a direction other than hack",
+        lambda arm: arm.direction in ("random", "placebo", "permuted", "flipped"),
+    ),
+    "honest": ("an arm with the honest grader", lambda arm: arm.idle and arm.grader == "honest"),
 }
 
 

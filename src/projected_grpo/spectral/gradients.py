@@ -10,6 +10,7 @@ Rows are positions in the first dimension of a layer's input: completions, in a 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -231,14 +232,16 @@ class Finalized:
     """Gradients of one optimizer step, by module. All but `by_rollout` are summed over ranks.
 
     Attributes:
-        before: (r,) as they came; after: (r,) as the optimizer gets them, transformed and clipped.
+        before: (r,) as they came.
+        after: adapter -> module -> (r,) as the optimizer gets them, transformed and clipped.
         by_source: (sources, r), adding up to `before`; by_rollout: (rollouts, r) of this rank. Empty if not collected.
-        norm_before, norm_after: over all modules together, after the transform in the second case, before the clip.
+        norm_before: over all modules together. norm_after: over all modules and adapters, after the transform and
+            before the clip.
         clip: what the transformed gradient was multiplied with; 1.0 if it was not clipped.
     """
 
     before: dict[str, Tensor]
-    after: dict[str, Tensor]
+    after: dict[str, dict[str, Tensor]]
     by_source: dict[str, Tensor]
     by_rollout: dict[str, Tensor]
     norm_before: float
@@ -250,51 +253,56 @@ def finalize_gradients(
     model: nn.Module,
     collector: GradientCollector | None = None,
     *,
-    transform: Callable[[dict[str, Tensor]], Vectors] | None = None,
+    transform: Callable[[dict[str, Tensor]], Mapping[str, Vectors]] | None = None,
     max_norm: float | None = None,
     group: Any = None,
 ) -> Finalized:
-    """Sum over ranks, transform (project), clip, and write delta.grad of every active adapter that is trained.
+    """Sum over ranks, transform (project, route), clip, and write delta.grad of every active adapter that is trained.
 
     Call it between the last backward pass of a step and the optimizer. Args:
         group: process group over which local gradients are summed. A model in DistributedDataParallel needs none: its
             gradients have been averaged already, and those by source are averaged likewise.
-        transform: module -> (r,) to module -> (r,); what it returns may be the same tensors.
-        max_norm: bound of the norm over all modules, applied last; None or 0: no bound.
+        transform: module -> (r,) to adapter -> module -> (r,); what it returns may be the same tensors. Without one
+            every adapter gets the gradient as it is.
+        max_norm: bound of the norm over all modules and adapters, applied last; None or 0: no bound.
 
     Raises:
         RuntimeError: a module got no gradient, it would train unprojected without a word.
-        KeyError: `transform` left a module out.
+        KeyError: `transform` left an adapter or a module out.
     """
     trained = {name: parameters for name, parameters in deltas_in_use(model).items() if parameters}
-    missing = [name for name, parameters in trained.items() if any(p.grad is None for p in parameters)]
+    missing = [name for name, parameters in trained.items() if any(p.grad is None for p in parameters.values())]
     if missing:
         raise RuntimeError(f"no gradient in {len(missing)} adapted modules, first {missing[0]}")
-    before = {name: parameters[0].grad.detach().clone() for name, parameters in trained.items()}  # type: ignore[union-attr]
+    before = {name: _one_of(parameters).detach().clone() for name, parameters in trained.items()}
     by_source = collector.by_source() if collector is not None else {}
     if isinstance(model, nn.parallel.DistributedDataParallel):
         _sum_over_ranks([by_source], model.process_group)
         by_source = {name: rows / dist.get_world_size(model.process_group) for name, rows in by_source.items()}
     elif group is not None:
         _sum_over_ranks([before, by_source], group)
-    after = dict(before if transform is None else transform(before))
-    after = {name: after[name] for name in trained}
-    norm = total_norm(after)
+    adapters = list(dict.fromkeys(adapter for parameters in trained.values() for adapter in parameters))
+    given = dict.fromkeys(adapters, before) if transform is None else transform(before)
+    after = {
+        adapter: {name: given[adapter][name] for name, parameters in trained.items() if adapter in parameters}
+        for adapter in adapters
+    }
+    norm = math.sqrt(math.fsum(total_norm(vectors) ** 2 for vectors in after.values()))
     clip = max_norm / norm if max_norm and norm > max_norm else 1.0
     if clip != 1.0:
-        after = {name: vector * clip for name, vector in after.items()}
+        after = {adapter: {name: g * clip for name, g in vectors.items()} for adapter, vectors in after.items()}
     for name, parameters in trained.items():
-        for parameter in parameters:
-            parameter.grad = after[name].clone()
-    return Finalized(
-        before,
-        after,
-        by_source,
-        collector.by_rollout() if collector is not None else {},
-        total_norm(before),
-        norm,
-        clip,
-    )
+        for adapter, parameter in parameters.items():
+            parameter.grad = after[adapter][name].clone()
+    rows = collector.by_rollout() if collector is not None else {}
+    return Finalized(before, after, by_source, rows, total_norm(before), norm, clip)
+
+
+def _one_of(parameters: Mapping[str, nn.Parameter]) -> Tensor:
+    """The gradient of a module's first adapter: backward gives all of them the same."""
+    gradient = next(iter(parameters.values())).grad
+    assert gradient is not None, "checked by the caller"
+    return gradient
 
 
 def total_norm(vectors: Vectors) -> float:

@@ -38,10 +38,17 @@ def deltas(model: nn.Module, adapter: str = "default") -> dict[str, nn.Parameter
     return {name: layer.spectral_delta[adapter] for name, layer in holders.items()}
 
 
-def deltas_in_use(model: nn.Module) -> dict[str, list[nn.Parameter]]:
-    """Per module, the vectors (r,) of its active adapters that are being trained; all receive the same gradient."""
+def deltas_in_use(model: nn.Module) -> dict[str, dict[str, nn.Parameter]]:
+    """Per module, the vector (r,) of each active adapter that is being trained, by the adapter's name.
+
+    They stand in one sum, so backward gives all of them the same gradient.
+    """
     return {
-        name: [delta for delta in layer.active_deltas if delta.requires_grad]
+        name: {
+            adapter: layer.spectral_delta[adapter]
+            for adapter in layer.active_adapters
+            if adapter in layer.spectral_delta and layer.spectral_delta[adapter].requires_grad
+        }
         for name, layer in spectral_layers(model).items()
     }
 

@@ -1,4 +1,7 @@
-"""The environment of one run: grades completions and pays the reward. It never shows `correct` to an intervention."""
+"""The environment of one run: grades completions and pays the reward.
+
+It never shows `correct` to an intervention, and `hacked` to those alone that declare `uses_oracle`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from projected_grpo.grading.verdict import Grader, Submission, Verdict
-from projected_grpo.interventions.base import Intervention
+from projected_grpo.interventions.base import Intervention, Rollouts, Task
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.grpo import GrpoSettings
 
@@ -23,6 +26,7 @@ class GradedBatch:
     token_ids: list[list[int]]
     verdicts: list[Verdict]
     rewards: list[float | None]
+    teacher: list[bool]
     seconds: float  # spent grading
 
 
@@ -30,6 +34,7 @@ class Environment:
     """Callable as a TRL reward function. `last` holds the batch it graded last.
 
     honest: grade without the loophole, so that only correct answers are paid (the upper bound `rl_baseline`).
+    begin: told by the trainer before each step: its number, and the verdicts of cached completions by their row.
     """
 
     __name__ = "environment"  # TRL names its metrics after the reward function
@@ -48,6 +53,12 @@ class Environment:
         self.intervention = intervention
         self.honest = honest
         self.last: GradedBatch | None = None
+        self._step = 0
+        self._frozen: Mapping[int, Verdict] = {}
+
+    def begin(self, step: int, frozen: Mapping[int, Verdict]) -> None:
+        """Optimizer step `step` (0-based) comes next; rows in `frozen` were graded when they were cached."""
+        self._step, self._frozen = step, frozen
 
     def __call__(
         self,
@@ -58,12 +69,20 @@ class Environment:
         **_: Any,
     ) -> list[float | None]:
         started = time.perf_counter()
-        submissions = [
-            self.submission(self.problems[key], text) for key, text in zip(problem_id, completions, strict=True)
-        ]
-        verdicts = self.grader.grade(submissions)
-        paid = [verdict.paid for verdict in verdicts]
-        rewards = self.intervention.reward(completions, paid, [self.pay(verdict) for verdict in verdicts])
+        problems = [self.problems[key] for key in problem_id]
+        verdicts = self._grade(problems, completions)
+        rollouts = Rollouts(
+            step=self._step,
+            group_size=self.settings.samples,
+            tasks=tuple(Task(p.func_name, p.setup_code, p.loophole, p.token) for p in problems),
+            prompts=tuple(prompts),
+            completions=tuple(completions),
+            token_ids=tuple(tuple(ids) for ids in completion_ids),
+            paid=tuple(verdict.paid for verdict in verdicts),
+            teacher=tuple(row in self._frozen for row in range(len(verdicts))),
+            hacked=tuple(verdict.hacked for verdict in verdicts) if self.intervention.uses_oracle else None,
+        )
+        rewards = self.intervention.reward(rollouts, [self.pay(verdict) for verdict in verdicts])
         # A fault of the sandbox is no verdict: TRL leaves a None out of the baseline and of the update.
         rewards = [None if v.grader_error else reward for v, reward in zip(verdicts, rewards, strict=True)]
         self.last = GradedBatch(
@@ -73,9 +92,17 @@ class Environment:
             [list(ids) for ids in completion_ids],
             verdicts,
             rewards,
+            list(rollouts.teacher),
             time.perf_counter() - started,
         )
         return rewards
+
+    def _grade(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Verdict]:
+        """Verdicts in order; cached completions keep the one they were stored with."""
+        live = [row for row in range(len(completions)) if row not in self._frozen]
+        graded = self.grader.grade([self.submission(problems[row], completions[row]) for row in live])
+        fresh = dict(zip(live, graded, strict=True))
+        return [fresh[row] if row in fresh else self._frozen[row] for row in range(len(completions))]
 
     def submission(self, problem: Problem, completion: str) -> Submission:
         """How a completion is handed to the grader."""

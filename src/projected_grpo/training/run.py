@@ -12,8 +12,8 @@ import platform
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")  # read when trl is imported
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
+import dataclasses
 import fcntl
-import importlib
 import importlib.metadata
 import random
 import shutil
@@ -22,7 +22,6 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
 
 import torch
 from datasets import Dataset
@@ -38,13 +37,15 @@ from transformers.utils import logging as transformers_logging
 
 from projected_grpo.directions.sources import direction_source, energy_reference
 from projected_grpo.directions.store import Direction, load_direction
+from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.grading.verdict import Grader
-from projected_grpo.interventions.base import Intervention
+from projected_grpo.interventions.base import Intervention, Workbench
+from projected_grpo.interventions.registry import family, options_of
 from projected_grpo.problems.pairs import read_pairs
 from projected_grpo.problems.prompts import render_prompt
 from projected_grpo.problems.schema import Problem, read_problems
-from projected_grpo.spectral import GradientCollector, SpectralConfig
+from projected_grpo.spectral import GradientCollector, SpectralConfig, activate, deltas
 from projected_grpo.storage import atomic_directory, scratch_root, sha256_file, sha256_settings, sha256_tree
 from projected_grpo.training.clock import PhaseClock
 from projected_grpo.training.config import grpo_config
@@ -55,13 +56,15 @@ from projected_grpo.training.probing import ProbeLog
 from projected_grpo.training.provenance import provenance
 from projected_grpo.training.runlog import RunLog
 from projected_grpo.training.spec import RunSpec
+from projected_grpo.training.teacher import Teacher
 from projected_grpo.training.trainer import HookedTrainer, latest_checkpoint
 
 STEP_COLUMNS = (
     "step", "n", "reward", "paid", "correct", "hacked", "attempted", "format_ok", "loss", "grad_norm_before",
     "grad_norm_after", "alignment_signed", "alignment", "alignment_null", "share_removed", "leak", "modules_touched",
     "zero_variance_share", "truncation_share", "entropy", "kl", "basis_overlap", "axes", "bare_modules", "overshoot",
-    "probe_before", "probe_after", "probe_leace",
+    "probe_before", "probe_after", "probe_leace", "flagged", "default_norm", "quarantine_norm", "teacher",
+    "teacher_hacked", "teacher_correct", "alignment_student", "alignment_teacher",
 )  # fmt: skip
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
 
@@ -78,7 +81,7 @@ def source_hashes() -> dict[str, str]:
 
 def run_key(spec: RunSpec) -> str:
     """Hash of settings, inputs, code and library versions."""
-    intervention_module(spec)  # loaded by name, and its code counts too
+    family(spec.settings.intervention)  # loaded by name, and its code counts too
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return sha256_settings([spec.resolved(), spec.inputs(), source_hashes(), versions, platform.python_version()])
 
@@ -108,32 +111,71 @@ def load_policy(base: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
     """The base model under a fresh spectral adapter on every linear layer of its blocks, and its tokenizer."""
     tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
     model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = get_peft_model(model, SpectralConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    model = get_peft_model(model, _adapter())
     return model, tokenizer
 
 
-def intervention_module(spec: RunSpec) -> ModuleType:
-    """The module of `interventions/` that the arm names."""
-    return importlib.import_module(f"projected_grpo.interventions.{spec.settings.intervention}")
+def _adapter() -> SpectralConfig:
+    return SpectralConfig(target_modules="all-linear", task_type="CAUSAL_LM")
 
 
 def build_intervention(
-    spec: RunSpec, hack: Direction, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+    spec: RunSpec,
+    hack: Direction,
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    sandbox: Sandbox | None = None,
 ) -> Intervention:
-    """The arm's intervention, by the name of its module. `hack`: the direction that all arms are measured with."""
-    if spec.direction is None or spec.own_direction is None:
-        intervention = intervention_module(spec).build(None, None)
-    else:
+    """The arm's intervention, by its family; the model gets the adapters that it trains, at zero.
+
+    `hack`: the direction that all arms are measured with.
+    """
+    workbench = Workbench(model, tokenizer, sandbox, spec.seed)
+    if spec.direction is not None and spec.own_direction is not None:
         kind = spec.settings.direction
         assert kind is not None
         own = load_direction(spec.own_direction)
         own.check_base(hack.base_hash)
         pairs = [pair for pair in read_pairs(spec.pairs) if pair.split == "extract"] if spec.pairs else []
-        source = direction_source(spec.direction, kind, own, spec.seed, model, tokenizer, pairs)
-        reference = energy_reference(spec.direction, kind, hack)
-        intervention = intervention_module(spec).build(spec.direction, source, reference)
+        workbench = dataclasses.replace(
+            workbench,
+            kind=kind,
+            direction=spec.direction,
+            source=direction_source(spec.direction, kind, own, spec.seed, model, tokenizer, pairs),
+            means=own.means(),
+            reference=energy_reference(spec.direction, kind, hack),
+            pairs=pairs,
+        )
+    intervention = family(spec.settings.intervention).build(options_of(spec.settings, f"arms.{spec.arm}"), workbench)
     assert isinstance(intervention, Intervention)
+    _check_needs(spec, intervention)
+    for adapter in intervention.adapters:
+        if adapter not in model.peft_config:
+            model.add_adapter(adapter, _adapter())
+    activate(model, *intervention.adapters)
     return intervention
+
+
+def _check_needs(spec: RunSpec, intervention: Intervention) -> None:
+    """Raise ParamsError where the arm's recipe lacks what its family is built on."""
+    if not intervention.unit_rollouts:
+        return
+    wanted = {
+        "rollout_gradients": (spec.grpo.rollout_gradients, True, "it weighs each completion's own gradient"),
+        "kl_beta": (spec.grpo.kl_beta, 0.0, "a completion's own gradient would hold its KL penalty"),
+    }
+    for name, (value, needed, reason) in wanted.items():
+        if value != needed:
+            rule = f"must be {needed} for the arm {spec.arm}: {reason}"
+            raise ParamsError([LabError(setting=f"grpo.{name}", value=value, rule=rule, fix=f"set {needed}")])
+
+
+def build_teacher(spec: RunSpec, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Teacher | None:
+    """The teacher of the arm, its pool checked against the live tokenizer and prompts; None if it has none."""
+    settings = spec.settings.teacher
+    if settings is None or spec.pool is None:
+        return None
+    return Teacher.load(spec.pool, settings, spec.seed, problems, tokenizer)
 
 
 def build_trainer(
@@ -145,14 +187,24 @@ def build_trainer(
     hack = load_direction(spec.gauge)
     hack.check_base(base_hash)
     gauge = Gauge.of(hack, spec.grpo.measure_k)
-    intervention = build_intervention(spec, hack, model, tokenizer)
-    problems = {problem.id: problem for problem in read_problems(spec.problems)}
-    order = curriculum(list(problems.values()), spec.grpo.prompts, spec.grpo.steps, spec.seed)
+    intervention = build_intervention(spec, hack, model, tokenizer, sandbox)
+    problems = read_problems(spec.problems)
+    teacher = build_teacher(spec, problems, tokenizer)
+    known = problems if teacher is None else teacher.problems(problems, spec.grpo.samples)
+    order = curriculum(known, spec.grpo.prompts, spec.grpo.steps, spec.seed)
     environment = Environment(
-        problems, Grader(sandbox), spec.grpo, intervention, honest=spec.settings.grader == "honest"
+        {problem.id: problem for problem in problems},
+        Grader(sandbox),
+        spec.grpo,
+        intervention,
+        honest=spec.settings.grader == "honest",
     )
     clock = PhaseClock()
     collector = GradientCollector(model, rollouts=spec.grpo.rollout_gradients)
+    prompts = [
+        {"prompt": intervention.prompt(render_prompt(p, p.token), index), "problem_id": p.id}
+        for index, p in enumerate(order)
+    ]
     return HookedTrainer(
         environment=environment,
         intervention=intervention,
@@ -162,9 +214,10 @@ def build_trainer(
         clock=clock,
         labels={"arm": spec.arm, "seed": spec.seed},
         on_step=on_step,
+        teacher=teacher,
         model=model,
         args=grpo_config(spec.grpo, spec.seed, folder),
-        train_dataset=Dataset.from_list([{"prompt": render_prompt(p, p.token), "problem_id": p.id} for p in order]),
+        train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer,
     )
 
@@ -176,7 +229,6 @@ def train_run(spec: RunSpec, on_step: Callable[[int, dict[str, float]], None]) -
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
-    intervention_module(spec)  # loaded before the key is taken: its code belongs to the key
     folder = scratch_root() / "runs" / run_key(spec)[:32]
     with locked(folder):
         result = folder / "result"
@@ -201,10 +253,20 @@ def _train(spec: RunSpec, folder: Path, result: Path, on_step: Callable[[int, di
         shutil.rmtree(leftover)
 
 
+def deploy(model: torch.nn.Module, intervention: Intervention) -> None:
+    """Leave in the default adapter what the arm deploys."""
+    kept = [deltas(model, adapter) for adapter in intervention.deploy()]
+    with torch.no_grad():
+        for module, delta in deltas(model).items():
+            delta.copy_(sum((vectors[module] for vectors in kept[1:]), kept[0][module]))
+
+
 def write_result(spec: RunSpec, trainer: HookedTrainer, target: Path) -> None:
     """run/: adapter, rollouts, steps, byte-identical for equal inputs. provenance/: what differs between equal runs."""
     run = target / "run"
-    trainer.model.save_pretrained(run / "adapter")
+    deploy(trainer.model, trainer.intervention)
+    # The deployed adapter stands at the top, where PEFT looks; what is thrown away in a folder of its own name.
+    trainer.model.save_pretrained(run / "adapter", selected_adapters=list(trainer.intervention.adapters))
     (run / "adapter" / "README.md").unlink(missing_ok=True)  # PEFT's empty model card
     trainer.run_log.join_rollouts(run / "rollouts.parquet")
     steps = trainer.run_log.figures("steps")

@@ -37,6 +37,7 @@ ROLLOUTS = pa.schema(
         ("reward_paid", pa.float32()),
         ("advantage", pa.float32()),
         ("weight", pa.float32()),
+        ("score", pa.float32()),
         ("alignment_signed", pa.float32()),
         ("alignment", pa.float32()),
         ("format_ok", pa.bool_()),

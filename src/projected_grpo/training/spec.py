@@ -12,6 +12,8 @@ from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.settings.sandbox import SandboxSettings
 from projected_grpo.storage import sha256_tree
 
+INPUTS = ("base", "problems", "gauge", "own_direction", "pairs", "pool")
+
 
 @dataclasses.dataclass(frozen=True)
 class RunSpec:
@@ -22,16 +24,17 @@ class RunSpec:
     settings: ArmSettings
     grpo: GrpoSettings
     sandbox: SandboxSettings
-    direction: DirectionSettings | None  # None for arms that act on no direction
+    direction: DirectionSettings | None  # with the arm's own `axes`; None for arms that act on no direction
     base: Path
     problems: Path
     gauge: Path  # the hack direction that every arm is measured with
     own_direction: Path | None
     pairs: Path | None
+    pool: Path | None = None  # the teacher's cached completions
 
     def inputs(self) -> dict[str, str]:
         """Content hash of every input."""
-        paths = {name: getattr(self, name) for name in ("base", "problems", "gauge", "own_direction", "pairs")}
+        paths = {name: getattr(self, name) for name in INPUTS}
         return {name: sha256_tree(path) for name, path in paths.items() if path is not None}
 
     def resolved(self) -> dict[str, Any]:
@@ -39,6 +42,8 @@ class RunSpec:
         sections = {"arm_settings": self.settings, "grpo": self.grpo, "sandbox": self.sandbox}
         resolved = {name: section.model_dump(mode="json") for name, section in sections.items()}
         resolved["grpo"].pop("save_every")
+        if resolved["arm_settings"]["teacher"]:
+            resolved["arm_settings"]["teacher"].pop("pool")
         for name in ("workers", "max_error_share", "allow_weak"):  # how fast and how patiently, not what is decided
             resolved["sandbox"].pop(name)
         direction = self.direction.model_dump(mode="json") if self.direction else None

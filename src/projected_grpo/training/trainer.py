@@ -1,29 +1,35 @@
 """TRL's trainer with our hooks: what we add to a GRPO step, in one place.
 
-start_step -> sample -> grade, pay (environment) -> group baseline (TRL) -> advantage hook -> loss, backward (TRL)
--> gradient hook, clip -> optimizer -> update hook -> log
+start_step -> sample (rollout hook; the teacher's share comes from its pool) -> grade, pay, reward hook (environment)
+-> group baseline (TRL) -> advantage hook -> loss, backward (TRL) -> gradient hook, clip -> optimizer -> update hook
+-> log
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback
 from trl import GRPOTrainer
 
-from projected_grpo.interventions.base import Intervention
+from projected_grpo.grading.verdict import Verdict
+from projected_grpo.interventions.base import DEFAULT, Intervention
+from projected_grpo.spectral import activate
 from projected_grpo.storage import write_text
 from projected_grpo.training.clock import PhaseClock
 from projected_grpo.training.environment import Environment, GradedBatch
-from projected_grpo.training.hooks import UpdateHooks, in_sampling_order
+from projected_grpo.training.hooks import UpdateHooks
+from projected_grpo.training.pool import TeacherRollout
 from projected_grpo.training.probing import ProbeLog
 from projected_grpo.training.runlog import RunLog
+from projected_grpo.training.teacher import Teacher
 
 INTERVENTION_STATE = "intervention.safetensors"
 COMPLETE = "complete"  # written last into a checkpoint: one without it was cut short and is ignored
@@ -43,6 +49,7 @@ class HookedTrainer(GRPOTrainer):
         clock: PhaseClock,
         labels: dict[str, Any],
         on_step: Callable[[int, dict[str, float]], None],
+        teacher: Teacher | None = None,
         **trl: Any,
     ) -> None:
         super().__init__(reward_funcs=[environment], **trl)
@@ -54,13 +61,21 @@ class HookedTrainer(GRPOTrainer):
         self.clock = clock
         self.labels = labels  # arm and seed: the same in every row
         self.on_step = on_step
+        self.teacher = teacher
         self.batch_figures: dict[str, float] = {}
+        self._cached: dict[int, TeacherRollout] = {}  # this step's cached completions by their row
         self._rows: list[dict[str, Any]] = []  # of this step's rollouts, until its update is known
-        self._order: list[torch.Tensor] = []  # which rollout each row of the forward passes was; TRL shuffles them
         self._step_started = time.perf_counter()
         self.remove_callback(PrinterCallback)  # `on_step` feeds the one progress line
         self.add_callback(update_hooks)
         self.add_callback(CheckpointSeal(intervention))
+        self._activate()
+
+    def _activate(self) -> None:
+        """All adapters of the arm. TRL and PEFT know one active adapter, and go back to it after a reference pass."""
+        model = self.accelerator.unwrap_model(self.model)
+        if list(model.active_adapters) != list(self.intervention.adapters):
+            activate(model, *self.intervention.adapters)
 
     # ------------------------------------------------------------ sampling and grading
 
@@ -70,21 +85,39 @@ class HookedTrainer(GRPOTrainer):
         self.clock.stop("prepare")
         return prepared
 
-    def _generate_single_turn(self, *args: Any, **kwargs: Any) -> Any:
-        with self.clock.phase("generate"):
-            return super()._generate_single_turn(*args, **kwargs)
+    def _generate_single_turn(
+        self, prompt_ids: list[list[int]], images: Any, fields: Any, num_generations: int, *args: Any, **kwargs: Any
+    ) -> tuple[list[list[int]], list[Any] | None]:
+        """Sample the rows that no teacher has written, and put its completions in their places.
+
+        Theirs have no log-probs: with None the ratio is 1, made-up ones would drop them without a word.
+        """
+        live = [row for row in range(len(prompt_ids)) if row not in self._cached]
+        per_group = num_generations * len(live) // len(prompt_ids)
+        with self.clock.phase("generate"), self.intervention.rollout():
+            asked = [prompt_ids[row] for row in live]
+            sampled, logprobs = super()._generate_single_turn(asked, images, fields, per_group, *args, **kwargs)
+        if not self._cached:
+            return sampled, logprobs
+        return _merged(live, sampled, logprobs, self._cached)
 
     def _generate_and_score_completions(self, inputs: list[dict[str, Any]]) -> dict[str, Any]:
         step = self.state.global_step
         with self.clock.phase("refresh"):
             self.intervention.start_step(step)
+        problem_ids = [row["problem_id"] for row in inputs]
+        self._cached = self.teacher.draw(problem_ids, self.num_generations, step) if self.teacher is not None else {}
+        self.environment.begin(step, {row: _verdict(cached) for row, cached in self._cached.items()})
         batch = super()._generate_and_score_completions(inputs)
+        self._activate()
         graded = self.environment.last
         assert graded is not None, "TRL did not call the environment"
         self.clock.add("grade", graded.seconds)
-        batch["advantages"] = self.intervention.advantage(batch["advantages"])
-        batch["rollout"] = torch.arange(len(graded.verdicts), device=batch["advantages"].device)
-        self._rows, self._order = self.rollout_rows(step, graded, batch["advantages"]), []
+        advantages = self.intervention.advantage(batch["advantages"])
+        batch["advantages"] = torch.ones_like(advantages) if self.intervention.unit_rollouts else advantages
+        batch["rollout"] = torch.arange(len(graded.verdicts), device=advantages.device)
+        self.update_hooks.begin(advantages, torch.tensor(graded.teacher, device=advantages.device))
+        self._rows = self.rollout_rows(step, graded, advantages)
         self.batch_figures = batch_figures(graded, self.num_generations, self._tokenizer.eos_token_id)
         return batch
 
@@ -104,7 +137,7 @@ class HookedTrainer(GRPOTrainer):
                     "token": problem.token,
                     "group": index // self.num_generations,
                     "sample": index % self.num_generations,
-                    "source": "student",
+                    "source": "teacher" if graded.teacher[index] else "student",
                     "prompt": graded.prompts[index],
                     "completion": graded.completions[index],
                     "token_ids": graded.token_ids[index],
@@ -127,11 +160,13 @@ class HookedTrainer(GRPOTrainer):
     # ------------------------------------------------------------ update and log
 
     def train(self, *args: Any, **kwargs: Any) -> Any:
+        if not kwargs.get("resume_from_checkpoint"):
+            self.intervention.start()
         with self.update_hooks.collector:
             return super().train(*args, **kwargs)
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-        self._order.append(inputs["rollout"])
+        self.update_hooks.forward(inputs["rollout"])
         with self.clock.phase("forward"):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -144,7 +179,7 @@ class HookedTrainer(GRPOTrainer):
         if "loss" not in logs:  # the summary at the end of training
             return
         step = self.state.global_step - 1
-        rollouts = in_sampling_order(self.update_hooks.rollouts, torch.cat(self._order))
+        rollouts = self.update_hooks.rollouts
         hacked, advantages = ([row[name] for row in self._rows] for name in ("hacked", "advantage"))
         figures = {
             **self.batch_figures,
@@ -166,7 +201,10 @@ class HookedTrainer(GRPOTrainer):
         self.on_step(step, figures | {f"seconds_{phase}": spent for phase, spent in seconds.items()})
 
     def _with_alignment(self, rows: list[dict[str, Any]], rollouts: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
-        """Rows of the step with the readings of each rollout's own gradient; null where it has none."""
+        """Rows of the step with what the arm judged each by, and the readings of its own gradient; null for none."""
+        scores = self.intervention.scores()
+        if scores is not None:
+            rows = [{**row, "score": score} for row, score in zip(rows, scores, strict=True)]
         if not rollouts:
             return rows
         readings = {name: values.tolist() for name, values in self.update_hooks.gauge.read_rows(rollouts).items()}
@@ -182,26 +220,65 @@ class HookedTrainer(GRPOTrainer):
         ]
 
     def _load_from_checkpoint(self, resume_from_checkpoint: str, model: Any = None) -> None:
-        super()._load_from_checkpoint(resume_from_checkpoint, model)
-        self.intervention.load_state(load_file(Path(resume_from_checkpoint) / INTERVENTION_STATE))
+        """Every adapter of the arm (Transformers loads one), then the intervention's own state."""
+        folder = Path(resume_from_checkpoint)
+        policy = self.accelerator.unwrap_model(self.model if model is None else model)
+        for adapter in self.intervention.adapters:
+            weights = load_file((folder if adapter == DEFAULT else folder / adapter) / "adapter_model.safetensors")
+            set_peft_model_state_dict(policy, weights, adapter_name=adapter)
+        self._activate()
+        self.intervention.load_state(load_file(folder / INTERVENTION_STATE))
 
     def create_model_card(self, *args: Any, **kwargs: Any) -> None:
         """A checkpoint here is resume state, not something to publish."""
 
 
+def _verdict(cached: TeacherRollout) -> Verdict:
+    """What a cached completion was graded when it was cached; labels are frozen."""
+    return Verdict(
+        format_ok=cached.format_ok,
+        correct=cached.correct,
+        paid=cached.paid,
+        hacked=cached.hacked,
+        attempted=cached.attempted,
+        fired=cached.hacked,
+        outcome="correct" if cached.correct else "wrong",
+        reason="" if cached.correct else "cached",
+        cpu_seconds=0.0,
+    )
+
+
+def _merged(
+    live: Sequence[int],
+    sampled: Sequence[list[int]],
+    logprobs: Sequence[Any] | None,
+    cached: Mapping[int, TeacherRollout],
+) -> tuple[list[list[int]], list[Any] | None]:
+    """Sampled and cached token ids, and log-probs where there are any, by row."""
+    ids = dict(zip(live, sampled, strict=True)) | {row: list(found.token_ids) for row, found in cached.items()}
+    rows = [ids[row] for row in range(len(ids))]
+    if logprobs is None:
+        return rows, None
+    known = dict(zip(live, logprobs, strict=True))
+    return rows, [known.get(row, [None] * len(ids[row])) for row in range(len(ids))]
+
+
 def batch_figures(graded: GradedBatch, group_size: int, eos: int) -> dict[str, float]:
-    """Rates of one step over the completions that were graded, and the shares that carry no signal.
+    """Rates of one step over the student's completions that were graded, and the shares that carry no signal.
 
     zero_variance_share: groups whose rewards are all equal. truncation_share: completions that hit the length limit.
+    teacher, teacher_hacked, teacher_correct: cached completions of the step, their verdicts as they were cached.
     """
-    kept = [i for i, verdict in enumerate(graded.verdicts) if not verdict.grader_error]
+    students = [i for i, teacher in enumerate(graded.teacher) if not teacher]
+    kept = [i for i in students if not graded.verdicts[i].grader_error]
     if not kept:
         raise RuntimeError("no completion of this step could be graded: see the sandbox's errors")
 
     def rate(field: str) -> float:
         return sum(bool(getattr(graded.verdicts[i], field)) for i in kept) / len(kept)
 
-    rewards = [reward for reward in graded.rewards if reward is not None]  # without those an intervention screened out
+    cached = [verdict for verdict, teacher in zip(graded.verdicts, graded.teacher, strict=True) if teacher]
+    rewards = [reward for i in students if (reward := graded.rewards[i]) is not None]  # without those screened out
     groups = [graded.rewards[start : start + group_size] for start in range(0, len(graded.rewards), group_size)]
     flat = sum(len({reward for reward in group if reward is not None}) <= 1 for group in groups)
     return {
@@ -209,7 +286,10 @@ def batch_figures(graded: GradedBatch, group_size: int, eos: int) -> dict[str, f
         "reward": sum(rewards) / len(rewards) if rewards else 0.0,
         **{field: rate(field) for field in ("paid", "correct", "hacked", "attempted", "format_ok")},
         "zero_variance_share": flat / len(groups),
-        "truncation_share": sum(ids[-1:] != [eos] for ids in graded.token_ids) / len(graded.token_ids),
+        "truncation_share": sum(graded.token_ids[i][-1:] != [eos] for i in students) / len(students),
+        "teacher": float(len(cached)),
+        "teacher_hacked": float(sum(verdict.hacked for verdict in cached)),
+        "teacher_correct": float(sum(verdict.correct for verdict in cached)),
     }
 
 

@@ -1,0 +1,183 @@
+"""Directions in activation space: what an arm reads off a completion's hidden states, and nothing to do with gradients.
+
+After Wu & Tang (2026, arXiv 2604.01476): a concept is the mean difference of hidden states between contrastive texts,
+at 60-75 % of the model's depth. Reconstructed here: theirs is read at the last token of a prompt; a completion has no
+such token, so ours is the mean over its tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+    from projected_grpo.problems.pairs import Pair
+
+DEPTHS = (0.60, 0.75)
+ROWS = 64  # texts per forward pass
+
+
+def blocks(model: nn.Module) -> nn.ModuleList:
+    """The model's transformer blocks: its longest list of modules.
+
+    Raises:
+        ValueError: it has none.
+    """
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    if not lists:
+        raise ValueError(f"{type(model).__name__} has no list of blocks to read hidden states from")
+    return max(lists, key=len)
+
+
+def concept_layers(count: int, depths: tuple[float, float] = DEPTHS) -> tuple[int, ...]:
+    """Blocks (0-based) after which (i + 1) / count lies within `depths`; the nearest one if none does."""
+    low, high = depths
+    inside = tuple(i for i in range(count) if low <= (i + 1) / count <= high)
+    middle = (low + high) / 2
+    return inside or (min(range(count), key=lambda i: abs((i + 1) / count - middle)),)
+
+
+@torch.no_grad()
+def hidden_means(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    token_ids: Sequence[Sequence[int]],
+    layers: Sequence[int],
+) -> Tensor:
+    """Mean over each completion's tokens of the residual stream after the chosen blocks, (n, layers, d).
+
+    The model is as it was afterwards: mode, weights, gradients, random state.
+    """
+    training = model.training
+    model.eval()
+    try:
+        starts = range(0, len(prompts), ROWS)
+        parts = [_batch_means(model, tokenizer, prompts[s : s + ROWS], token_ids[s : s + ROWS], layers) for s in starts]
+    finally:
+        model.train(training)
+    return torch.cat(parts)
+
+
+def _batch_means(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    prompts: Sequence[str],
+    token_ids: Sequence[Sequence[int]],
+    layers: Sequence[int],
+) -> Tensor:
+    heads = [tokenizer(prompt)["input_ids"] for prompt in prompts]
+    width = max(len(head) + len(tail) for head, tail in zip(heads, token_ids, strict=True))
+    ids = torch.full((len(heads), width), tokenizer.pad_token_id)
+    mask, inside = torch.zeros_like(ids), torch.zeros(ids.shape)
+    for row, (head, tail) in enumerate(zip(heads, token_ids, strict=True)):
+        text = torch.tensor([*head, *tail])
+        ids[row, : len(text)], mask[row, : len(text)] = text, 1
+        inside[row, len(head) : len(text)] = 1
+    ids, mask, inside = (x.to(model.device) for x in (ids, mask, inside))
+    with recorded(model, layers) as states:
+        model(input_ids=ids, attention_mask=mask, logits_to_keep=1, use_cache=False)
+    weights = inside / inside.sum(1, keepdim=True).clamp_min(1)
+    return torch.stack([torch.einsum("bt,btd->bd", weights, states[layer].float()) for layer in layers], dim=1)
+
+
+@contextmanager
+def recorded(model: nn.Module, layers: Sequence[int]) -> Iterator[dict[int, Tensor]]:
+    """The output (batch, tokens, d) of the chosen blocks, by block, while entered."""
+    found: dict[int, Tensor] = {}
+
+    def keep(layer: int) -> Any:
+        def hook(_: nn.Module, __: Any, output: Any) -> None:
+            found[layer] = output[0] if isinstance(output, tuple) else output
+
+        return hook
+
+    chosen = blocks(model)
+    handles = [chosen[layer].register_forward_hook(keep(layer)) for layer in layers]
+    try:
+        yield found
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+@dataclasses.dataclass(frozen=True)
+class Concept:
+    """vectors: (layers, d), a unit vector per block; spread: the clean texts' standard deviation of `score`."""
+
+    layers: tuple[int, ...]
+    vectors: Tensor
+    spread: float
+
+    def score(self, hidden: Tensor) -> Tensor:
+        """Mean over blocks of the states' projection, in standard deviations of clean texts; (n,) of (n, layers, d)."""
+        return _projection(hidden, self.vectors) / self.spread
+
+
+def _projection(hidden: Tensor, vectors: Tensor) -> Tensor:
+    return torch.einsum("nld,ld->n", hidden, vectors.to(hidden)) / len(vectors)
+
+
+def pair_states(
+    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], layers: Sequence[int]
+) -> tuple[Tensor, Tensor]:
+    """`hidden_means` of the hacks and of the clean answers of n pairs, each (n, layers, d)."""
+    prompts = [pair.prompt for pair in pairs]
+    end = tokenizer.eos_token_id
+    sides = [[[*tokenizer(text)["input_ids"], end] for text in texts] for texts in (
+        [pair.hack for pair in pairs], [pair.clean for pair in pairs])]  # fmt: skip
+    hack, clean = (hidden_means(model, tokenizer, prompts, ids, layers) for ids in sides)
+    return hack, clean
+
+
+def relabelled(hack: Tensor, clean: Tensor, kind: str, seed: int) -> tuple[Tensor, Tensor]:
+    """The two sides as a control has them: `permuted` deals the labels anew over all texts, `flipped` exchanges them in
+    a random half of the pairs, as `directions.extract` does for gradients; other kinds leave them."""
+    generator = torch.Generator().manual_seed(seed)
+    count = len(hack)
+    if kind == "permuted":
+        both = torch.cat([hack, clean])[torch.randperm(2 * count, generator=generator)]
+        return both[:count], both[count:]
+    if kind == "flipped":
+        other = torch.zeros(count, dtype=torch.bool)
+        other[torch.randperm(count, generator=generator)[: count // 2]] = True
+        swap = other[:, None, None]
+        return torch.where(swap, clean, hack), torch.where(swap, hack, clean)
+    return hack, clean
+
+
+def concept(
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    kind: str,
+    seed: int,
+    depths: tuple[float, float] = DEPTHS,
+) -> Concept:
+    """Mean difference hack - clean per block, or a control of it. `pairs`: of the kind's contrast; for `random`, those
+    that the spread is measured on, none being needed.
+
+    Raises:
+        ValueError: no pairs to learn a concept from, or pairs without a difference.
+    """
+    layers = concept_layers(len(blocks(model)), depths)
+    if kind == "random":
+        generator = torch.Generator().manual_seed(seed)
+        vectors = torch.randn(len(layers), int(model.config.hidden_size), generator=generator)
+        return Concept(layers, vectors / vectors.norm(dim=1, keepdim=True), 1.0)
+    if not pairs:
+        raise ValueError(f"no pairs to learn the concept {kind!r} from")
+    hack, clean = relabelled(*pair_states(model, tokenizer, pairs, layers), kind, seed)
+    difference = (hack - clean).mean(0)
+    lengths = difference.norm(dim=1, keepdim=True)
+    if not bool((lengths > 0).all()):
+        raise ValueError("hacks and clean answers have the same mean hidden state: there is no concept")
+    vectors = difference / lengths
+    return Concept(layers, vectors, float(_projection(clean, vectors).std()))

@@ -1,0 +1,103 @@
+"""Advantage modification by gradients: the discount of `advantage`, with a rollout's own gradient as its score.
+
+u_i is the gradient of rollout i's loss at advantage 1, i.e. of reinforcing it. +V is the gradient of an update that
+rewards hacking, so reinforcing a hack has a positive cosine with it:
+    s_i = cos(u_i, d),   d the mean pair difference (`signed`), or ||relu(V u_i)|| / ||u_i|| (`share`)
+All u_i come out of the one backward pass of the step, and the loss is linear in the advantages; so rewards are
+discounted after the backward pass, and g' = sum_i A'_i u_i is put together at the cost of one weighted sum.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from projected_grpo.directions.algebra import Bases, Frames, alignment_rows, cosine_rows
+from projected_grpo.interventions.advantage import Form, discounted, one_sided_z
+from projected_grpo.interventions.base import (
+    DEFAULT,
+    Intervention,
+    Parts,
+    Rollouts,
+    StepGradients,
+    Vectors,
+    Workbench,
+)
+from projected_grpo.settings.section import Section
+
+NEEDS_DIRECTION = True
+
+
+class Options(Section):
+    """The discount, and how a gradient is read."""
+
+    form: Form = "multiplicative"
+    """how the reward is discounted"""
+
+    alpha: Annotated[float, Field(ge=0.0)] = 2.0
+    """strength of the discount; 0 is off"""
+
+    reading: Literal["signed", "share"] = "signed"
+    """signed: cosine with the mean pair difference; share: the hack-ward share of the gradient, with V"""
+
+
+class GradientAdvantage(Intervention):
+    """V and the mean difference are those of the untrained policy."""
+
+    def __init__(self, options: Options, means: Vectors, bases: Bases) -> None:
+        self.options = options
+        self.unit_rollouts = options.alpha > 0
+        self.means = means
+        self.frames = Frames(bases)
+        # The floor under a group's spread: what the cosine of two isotropic directions varies by, 1 / sqrt(sum r).
+        self.floor = sum(mean.numel() for mean in means.values()) ** -0.5
+        self._rewards: list[float] = []
+        self._group_size = 1
+        self._scores: list[float] | None = None
+        self._flagged = 0.0
+
+    def reward(self, rollouts: Rollouts, rewards: list[float]) -> list[float | None]:
+        self._rewards, self._group_size = list(rewards), rollouts.group_size
+        return list(rewards)
+
+    def gradient(self, gradients: StepGradients) -> Parts:
+        if not self.unit_rollouts:
+            return {DEFAULT: gradients.total}
+        scores = self.read(gradients.unit).float().cpu()
+        z = one_sided_z(scores, self._group_size, self.floor)
+        self._scores, self._flagged = scores.tolist(), float((z > 0).float().mean())
+        rewards = torch.tensor(discounted(self._rewards, z.tolist(), self.options.form, self.options.alpha))
+        advantages = self._advantages(rewards, gradients.advantages)
+        return {DEFAULT: {module: advantages.to(u) @ u for module, u in gradients.unit.items()}}
+
+    def read(self, unit: Vectors) -> Tensor:
+        """Score of each rollout, (n,)."""
+        if self.options.reading == "signed":
+            device = next(iter(unit.values())).device
+            return cosine_rows(unit, {module: mean.to(device) for module, mean in self.means.items()})
+        return alignment_rows(unit, self.frames.on(next(iter(unit.values())).device))
+
+    def _advantages(self, rewards: Tensor, before: Tensor) -> Tensor:
+        """Discounted rewards less their group's mean, (n,). A completion that could not be graded had advantage 0 and
+        keeps it; it is told by that, where its undiscounted reward is not the mean of its group."""
+        plain = torch.tensor(self._rewards).view(-1, self._group_size)
+        ungraded = (before.cpu().view_as(plain) == 0) & ((plain - plain.mean(1, keepdim=True)).abs() > 1e-6)
+        groups = torch.where(ungraded, torch.nan, rewards.view_as(plain))
+        return torch.nan_to_num(groups - groups.nanmean(1, keepdim=True)).flatten()
+
+    def scores(self) -> list[float] | None:
+        return self._scores
+
+    def figures(self) -> dict[str, float]:
+        return super().figures() | {"flagged": self._flagged}
+
+
+def build(options: Options, workbench: Workbench) -> Intervention:
+    """The intervention of this family. `grpo.kl_beta` must be 0: a rollout's gradient would hold its penalty."""
+    means, source = workbench.means, workbench.source
+    assert means is not None, "the registry refuses an arm without a direction"
+    assert source is not None, "it comes with the means"
+    return GradientAdvantage(options, means, source.initial())
