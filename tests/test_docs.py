@@ -239,10 +239,12 @@ def test_every_setting_exists(name: str) -> None:
 def test_arms_and_loopholes_of_the_readme_are_all_there_are() -> None:
     from projected_grpo.problems.loopholes import LOOPHOLES
 
-    assert {cell.strip("`") for cell in first_cells("README.md", "## Arms")} == {
-        "base",
-        *yaml_of("params.yaml")["arms"],
-    }
+    described = [
+        cell.strip("`")
+        for page, heading in (("README.md", "## Arms"), ("docs/study.md", "## The arms"))
+        for cell in first_cells(page, heading)
+    ]
+    assert sorted(described) == sorted(["base", *yaml_of("params.yaml")["arms"]])
     rows = table("README.md", "## Loopholes")
     assert {row[0].strip("`"): row[1] for row in rows} == {name: loophole.hint for name, loophole in LOOPHOLES.items()}
 
@@ -278,7 +280,8 @@ def test_the_drawing_shows_the_hooks_of_an_intervention() -> None:
     [intervention] = [node for node in base.body if isinstance(node, ast.ClassDef) and node.name == "Intervention"]
     methods = {node.name for node in intervention.body if isinstance(node, ast.FunctionDef)}
     assert drawn("hooktext") - {"hook"} == from_table
-    assert from_table == methods - {"bases", "state", "load_state", "figures", "purge"}  # of service to these
+    services = {"bases", "state", "load_state", "figures", "scores", "purge"}
+    assert from_table == methods - services
 
 
 # ---------------------------------------------------------------- who imports whom

@@ -26,6 +26,7 @@ TYPICAL = {
     "validate": 5, "prepare": 5, "base_model": 30, "extract": 25, "sample": 40, "grade": 12, "evaluate": 4,
     "compare": 20,
 }  # fmt: skip
+PIPELINE = "dvc.yaml"  # not the studies
 TRAINING = "grpo_"
 SHOWN = 3  # reasons per stage
 
@@ -52,7 +53,7 @@ class StageStatus:
 
 
 def read_status(root: Path = Path()) -> list[StageStatus]:
-    """The stages of the pipeline at `root`, in run order. Nothing is run or written but DVC's own caches.
+    """The stages of the main pipeline at `root`, in run order. Nothing is run or written but DVC's own caches.
 
     Raises:
         LabError: `root` is no DVC repository, or its pipeline does not parse.
@@ -62,8 +63,8 @@ def read_status(root: Path = Path()) -> list[StageStatus]:
 
     try:
         with Repo(str(root)) as repo:
-            stages = {stage.addressing: stage for stage in repo.index.stages}
-            changes = repo.status()
+            stages = {stage.addressing: stage for stage in repo.index.stages if stage.path_in_repo == PIPELINE}
+            changes = repo.status(targets=[PIPELINE])
             graph = repo.index.graph
             new = {name for name, stage in stages.items() if not any(out.hash_info for out in stage.outs)}
             needs = {name: [other.addressing for other in graph.successors(stage)] for name, stage in stages.items()}

@@ -10,14 +10,14 @@ from tiny_policy import SHIPPED, adapted, tiny_base
 
 from projected_grpo.directions.algebra import basis_overlap
 from projected_grpo.directions.build import build_directions
-from projected_grpo.directions.extract import extract_modules
+from projected_grpo.directions.extract import completion_gradients, extract_modules
 from projected_grpo.directions.options import ExtractionOptions
 from projected_grpo.directions.store import load_direction, save_direction
 from projected_grpo.problems.pairs import Pair, dump_pairs, read_pairs, select
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.storage import sha256_file
 
-FILES = ("hack", "placebo", "random", "permuted", "flipped")
+FILES = ("hack", "placebo", "random", "permuted", "flipped", "clean")
 TOKENS = 64
 
 
@@ -69,7 +69,10 @@ def test_directions_are_bound_to_base_and_pairs(inputs: Path, built) -> None:
         assert loaded[name].heldout_accuracy in (0.0, 0.25, 0.5, 0.75, 1.0)  # of 4 pairs with their true labels
     assert loaded["placebo"].pairs_hash == sha256_file(inputs / "pairs" / "placebo.yaml")
     assert loaded["random"].pairs_hash == ""
-    assert loaded["placebo"].heldout_accuracy == loaded["random"].heldout_accuracy == -1.0
+    assert loaded["clean"].pairs_hash == loaded["hack"].pairs_hash
+    for name in ("placebo", "random", "clean"):  # no held-out pairs, made of no pairs, not there to tell sides apart
+        assert loaded[name].heldout_accuracy == figures[name]["heldout_accuracy"] == -1.0
+    assert figures["clean"]["heldout_first_axis"] == -1.0
 
 
 def test_held_out_pairs_take_no_part_in_the_axes(built, tokenizer) -> None:
@@ -83,7 +86,7 @@ def test_held_out_pairs_take_no_part_in_the_axes(built, tokenizer) -> None:
 
 
 def test_the_controls_are_other_directions(built) -> None:
-    hack, placebo, random, permuted, flipped = (load_direction(built[0] / f"{name}.safetensors") for name in FILES)
+    hack, placebo, random, permuted, flipped, _ = (load_direction(built[0] / f"{name}.safetensors") for name in FILES)
     for name, module in hack.modules.items():
         for control in (placebo, random, permuted):
             overlap = (module.axes[0] @ control.modules[name].axes[0]).abs()
@@ -92,12 +95,27 @@ def test_the_controls_are_other_directions(built) -> None:
     assert any(not torch.allclose(flipped.modules[n].axes, m.axes, atol=1e-2) for n, m in hack.modules.items())
 
 
+def test_clean_is_the_span_of_the_clean_answers_own_gradients(built, tokenizer) -> None:
+    stored = load_direction(built[0] / "clean.safetensors")
+    texts = [(pair.prompt, pair.clean) for pair in some("hack", 6, 0)]
+    rows = completion_gradients(adapted(tiny_base(tokenizer)), tokenizer, texts, ExtractionOptions(4, TOKENS))
+    for name, module in stored.modules.items():
+        assert torch.allclose(module.mean, rows[name].mean(0), atol=1e-6)
+        assert torch.allclose(module.singular_values, torch.linalg.svdvals(rows[name])[:4], rtol=1e-3)
+
+
 def test_every_direction_but_random_knows_its_recipe(inputs: Path, tmp_path: Path) -> None:
     chosen = settings().model_copy(update={"loss": "token_mean", "tau_axis": 0.2, "control_seed": 5})
     build_directions(chosen, TOKENS, inputs / "base", inputs / "pairs", tmp_path / "out")
     loaded = {name: load_direction(tmp_path / "out" / f"{name}.safetensors") for name in FILES}
     recipe = ExtractionOptions(4, TOKENS, loss="token_mean", tau_axis=0.2, label_seed=5)
-    rows = {"hack": "difference", "placebo": "difference", "permuted": "permuted", "flipped": "flipped"}
+    rows = {
+        "hack": "difference",
+        "placebo": "difference",
+        "permuted": "permuted",
+        "flipped": "flipped",
+        "clean": "clean",
+    }
     for name, kind in rows.items():
         assert loaded[name].options == dataclasses.replace(recipe, rows=kind)
         for module in loaded[name].modules.values():

@@ -1,4 +1,4 @@
-"""The family of docs/adding_an_arm.md, built as the page says: its file and its block are taken from the page itself."""
+"""The family of docs/adding_an_arm.md, built as the page says: file and block are taken from the page itself."""
 
 from __future__ import annotations
 
@@ -22,7 +22,8 @@ assert "terse" in families()
 arm = ArmSettings(**{block!r})
 check_arms({{"terse": arm}}, DirectionSettings(k=1, gate="one_sided", refresh_every=0, project="gradient"))
 built = family("terse").build(options_of(arm), Workbench(None, None, None, seed=0))
-rollouts = Rollouts(0, 2, (Task("f", "", "none", ""),) * 2, ("", ""), ("a", "a\\nb"), ((1,), (1,)), (True, True), (False, False))
+two = (Task("f", "", "none", ""),) * 2
+rollouts = Rollouts(0, 2, two, ("", ""), ("a", "a\\nb"), ((1,), (1,)), (True, True), (False, False))
 print(built.reward(rollouts, [3.5, 3.5]))
 """
 

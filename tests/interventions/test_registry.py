@@ -1,4 +1,4 @@
-"""Families are found by their files; an arm's options and axes are checked against its own family, all faults at once."""
+"""Families are found by their files; an arm's options and axes are checked by its own family, all faults at once."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
 """The `validate` stage: the same output for all valid parameters, and nothing touched by a refusal."""
 
 import json
-import resource
 import shutil
 import subprocess
 import sys
@@ -76,9 +75,30 @@ def test_a_refusal_says_why_and_touches_nothing(workspace):
     assert {path for path in after if after[path] != before.get(path)} <= own
 
 
-def test_it_starts_fast(workspace):
-    """In CPU time, which a busy machine does not stretch; importing torch alone takes longer than this."""
-    before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    run(workspace)
-    after = resource.getrusage(resource.RUSAGE_CHILDREN)
-    assert (after.ru_utime + after.ru_stime) - (before.ru_utime + before.ru_stime) < 1.0
+def test_it_loads_nothing_of_the_training_stack(workspace):
+    """The files of all families come with torch, which their options do not need; what takes long stays out."""
+    script = ROOT / "stages/validate.py"
+    code = f"import runpy, sys; runpy.run_path({str(script)!r}, run_name='stage')['main'](); print(*sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], cwd=workspace, capture_output=True, text=True, check=True)
+    loaded = set(done.stdout.split())
+    assert "projected_grpo.interventions.erase" in loaded
+    assert not {"transformers", "trl", "peft", "pandas", "pyarrow", "datasets"} & loaded
+    assert not [name for name in loaded if name.startswith("projected_grpo.training")]
+
+
+@pytest.mark.parametrize(
+    ("arm", "setting"),
+    [
+        ({"intervention": "erase", "direction": "hack", "axes": {"kk": 3}}, "arms.other.axes.kk: 3"),
+        ({"intervention": "erase"}, "arms.other.direction: null"),
+        ({"intervention": "measure", "options": {"strength": 1}}, "arms.other.options.strength: 1"),
+    ],
+    ids=["axes", "direction", "options"],
+)
+def test_the_settings_of_a_family_are_checked_before_any_work(workspace, arm, setting):
+    change_params(workspace, lambda params: params["arms"].update(other=arm))
+    done = run(workspace)
+    assert done.returncode == 1
+    assert "1 setting refused; nothing was run" in done.stderr
+    assert setting in done.stderr
+    assert not outputs(workspace)

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
 
 import pytest
 
-from projected_grpo.problems.pairs import dump_pairs, read_pairs, select
+from projected_grpo.problems.drafting import BALANCED, draft_pairs
+from projected_grpo.problems.pairs import CONTRASTS, dump_pairs, read_pairs, select
 
 
 def triples(count: int) -> list[dict[str, str]]:
@@ -75,3 +77,28 @@ def test_a_malformed_file_is_refused_naming_the_row(rows: object, said: str, tmp
 def test_unreadable_yaml_is_refused_with_the_place(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"pairs.yaml: cannot be read: .*line 2"):
         read_pairs(written(tmp_path, "- id: x\n  [", "pairs.yaml"))
+
+
+def test_only_pairs_about_the_named_loopholes_are_chosen_of_either_contrast(tmp_path: Path) -> None:
+    rows = [
+        {**row, "id": f"{contrast}-{loophole}", "contrast": contrast, "loophole": loophole}
+        for row in triples(1)
+        for contrast in ("hack", "placebo")
+        for loophole in ("run_tests", "sentinel", "stdout_marker")
+    ]
+    pairs = [dataclasses.replace(pair, split="extract") for pair in read_pairs(written(tmp_path, rows))]
+    chosen = [select(pairs, contrast, "extract", loopholes=["sentinel", "run_tests"]) for contrast in CONTRASTS]
+    assert [[pair.id for pair in part] for part in chosen] == [
+        ["hack-run_tests", "hack-sentinel"],
+        ["placebo-run_tests", "placebo-sentinel"],
+    ]
+    assert len(select(pairs, "hack", "extract", loopholes=None)) == 3
+
+
+def test_a_balanced_draft_leaves_as_many_pairs_whichever_loophole_is_left_out() -> None:
+    drafted = draft_pairs(0, BALANCED, 120, 24)
+    for left_out in set(BALANCED):
+        known = [loophole for loophole in BALANCED[:4] if loophole != left_out]
+        for split, count in (("extract", 45), ("heldout", 9)):
+            assert [len(select(drafted, "hack", split, body, known)) for body in ("lazy", "matched")] == [count, count]
+            assert len(select(drafted, "placebo", split, loopholes=known)) == 2 * count

@@ -12,7 +12,7 @@ import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from training_lab import Lab, LengthBonus, Watcher, rollouts, silent, train_with, use, watch
+from training_lab import Lab, LengthBonus, Watched, Watcher, rollouts, silent, train_with, use, watch
 from transformers import AutoModelForCausalLM
 
 from projected_grpo.errors import ParamsError
@@ -109,18 +109,8 @@ def test_a_run_with_a_quarantine_continues_bit_for_bit(
     assert [path.name for path in tmp_path.glob("runs/*/checkpoint-*")] == ["checkpoint-2"]
     result, arm = run(lab, tmp_path, monkeypatch)
     assert len(arm.gradients) == 2  # steps 2 and 3: continued, not begun anew
+    assert (whole[1].started, arm.started) == (1, 0)  # what continues has its weights
     assert sha256_tree(result / "run") == sha256_tree(whole[0] / "run")
-
-
-def test_an_arm_starts_once_and_not_where_a_run_continues(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: tuple[Path, Split]
-) -> None:
-    assert whole[1].started == 1
-    with pytest.raises(KeyboardInterrupt):
-        run(lab, tmp_path, monkeypatch, cut=2)
-    _, arm = run(lab, tmp_path, monkeypatch)
-    assert arm.started == 0
-    assert len(arm.gradients) == 2
 
 
 def test_a_run_keeps_what_it_throws_away_beside_what_is_deployed(lab: Lab, whole: tuple[Path, Split]) -> None:
@@ -199,31 +189,33 @@ class WatchedPair(Watcher):
         self.active.append(list(model.active_adapters))
 
 
-@pytest.mark.parametrize("kl_beta", [0.0, 0.1])
-def test_all_adapters_of_an_arm_stay_in_use(lab: Lab, tmp_path: Path, kl_beta: float) -> None:
-    """With a KL penalty TRL switches to its reference and back to one adapter, in the middle of a step."""
-    watched = watch(lab.spec("vanilla", steps=3, kl_beta=kl_beta, save_every=100), WatchedPair(), tmp_path)
-    assert isinstance(watched.watcher, WatchedPair)
-    assert watched.watcher.active == [[DEFAULT, QUARANTINE]] * 6
-    trained = [deltas(watched.trainer.model, name) for name in (DEFAULT, QUARANTINE)]
+@pytest.fixture(scope="module")
+def pair(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Watched:
+    """Under a KL penalty, where TRL switches to its reference and back to one adapter in the middle of a step."""
+    spec = lab.spec("vanilla", steps=2, kl_beta=0.1, save_every=100)
+    return watch(spec, WatchedPair(), tmp_path_factory.mktemp("pair"))
+
+
+def test_all_adapters_of_an_arm_stay_in_use(pair: Watched) -> None:
+    assert isinstance(pair.watcher, WatchedPair)
+    assert pair.watcher.active == [[DEFAULT, QUARANTINE]] * 4
+    trained = [deltas(pair.trainer.model, name) for name in (DEFAULT, QUARANTINE)]
     assert all(delta.any() for vectors in trained for delta in vectors.values())
-    if kl_beta:
-        assert not any(delta.any() for delta in deltas(watched.trainer.model, "ref").values())
-        assert watched.trainer.run_log.figures("steps")["kl"][1] > 1e-4
+    assert not any(delta.any() for delta in deltas(pair.trainer.model, "ref").values())
+    assert pair.trainer.run_log.figures("steps")["kl"][1] > 1e-4
 
 
-def test_completions_are_sampled_from_the_sum_of_the_adapters(lab: Lab, tmp_path: Path) -> None:
-    watched = watch(lab.spec("vanilla", steps=2, save_every=100), WatchedPair(), tmp_path)
-    model = watched.trainer.model
+def test_the_policy_is_the_sum_of_the_adapters(pair: Watched) -> None:
+    model, probe = pair.trainer.model, pair.watcher.probe
     with torch.no_grad():
-        logits = model(watched.watcher.probe).logits
+        logits = model(probe).logits
         deploy(model, Split(Workbench(model, None, None, seed=0), (DEFAULT, QUARANTINE)))  # type: ignore[arg-type]
         for delta in deltas(model, QUARANTINE).values():
             delta.zero_()
-        assert torch.allclose(model(watched.watcher.probe).logits, logits, rtol=0, atol=1e-4)
+        assert torch.allclose(model(probe).logits, logits, rtol=0, atol=1e-4)
         for delta in deltas(model).values():
             delta.zero_()
-        assert not torch.allclose(model(watched.watcher.probe).logits, logits, rtol=0, atol=1e-2)
+        assert not torch.allclose(model(probe).logits, logits, rtol=0, atol=1e-2)
 
 
 # ---------------------------------------------------------------- rollouts one by one

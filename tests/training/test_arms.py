@@ -52,6 +52,10 @@ FAMILIES: dict[str, Family] = {
     "routed": Family(hack(capacity="span"), hack(enabled=False)),
     "advantage": Family(hack(), hack(alpha=0.0)),
     "gradient_advantage": Family(hack(), hack(alpha=0.0)),
+    "rollout_routed": Family(hack(low=0.0, high=0.0), hack(enabled=False)),
+    "absorbed": Family(hack(), hack(strength=0.0, train_quarantine=False)),
+    "trusted": Family({"direction": "clean"}, {"direction": "clean", "options": {"strength": 0.0}}),
+    "suppressed": Family(hack(), hack(strength=0.0)),
     "inoculated": Family({}, {"options": {"prefixes": []}}),
     "monitored": Family({"options": {"accuracy": 0.5}}, {"options": {"action": "watch"}}),
 }
@@ -71,7 +75,7 @@ def plain(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]
 
 
 def run(lab: Lab, name: str, block: dict[str, Any]) -> Path:
-    """Train an arm of a family, as `validate` and the stage would: refused before anything else if a setting is wrong."""
+    """Train an arm of a family, with the checks that `validate` makes before."""
     block = {"intervention": name, **block}
     spec = lab.spec(name, block=block, **GRPO)
     shared = DirectionSettings(k=2, gate="one_sided", refresh_every=1, project="gradient")
@@ -95,6 +99,7 @@ def test_an_arm_of_every_family_runs_and_writes_the_same_columns(
     assert not (acts and same)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if family.off))
 def test_an_arm_switched_off_is_the_plain_run_bit_for_bit(
     lab: Lab, scratch: Path, plain: dict[str, Path], name: str

@@ -92,7 +92,8 @@ def build_directions(
     with atomic_directory(target) as folder:
         for name, direction in directions.items():
             save_direction(folder / f"{name}.safetensors", direction)
-    heldout = {name: placebos.heldout if name == "placebo" else hacks.heldout for name in directions}
+    # The clean answers' span is not there to tell sides apart.
+    heldout = dict.fromkeys(directions, hacks.heldout) | {"placebo": placebos.heldout, "clean": {}}
     return {
         name: {**describe(direction), "heldout_first_axis": axis_accuracy(heldout[name], direction.modules)}
         for name, direction in directions.items()

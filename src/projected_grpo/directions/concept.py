@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from projected_grpo.problems.pairs import Pair
 
 DEPTHS = (0.60, 0.75)
+KINDS = ("hack", "random", "placebo", "permuted", "flipped")
 ROWS = 64  # texts per forward pass
 
 
@@ -148,7 +149,7 @@ def relabelled(hack: Tensor, clean: Tensor, kind: str, seed: int) -> tuple[Tenso
     if kind == "flipped":
         other = torch.zeros(count, dtype=torch.bool)
         other[torch.randperm(count, generator=generator)[: count // 2]] = True
-        swap = other[:, None, None]
+        swap = other[:, None, None].to(hack.device)
         return torch.where(swap, clean, hack), torch.where(swap, hack, clean)
     return hack, clean
 
@@ -161,19 +162,21 @@ def concept(
     seed: int,
     depths: tuple[float, float] = DEPTHS,
 ) -> Concept:
-    """Mean difference hack - clean per block, or a control of it. `pairs`: of the kind's contrast; for `random`, those
-    that the spread is measured on, none being needed.
+    """Mean difference hack - clean per block, or a control of it. `pairs`: of the kind's contrast; for `random`, a
+    Gaussian unit vector per block, none are needed, and its scores are in units of the hidden states.
 
     Raises:
-        ValueError: no pairs to learn a concept from, or pairs without a difference.
+        ValueError: an unknown kind, too few pairs to learn a concept from, or pairs without a difference.
     """
+    if kind not in KINDS:
+        raise ValueError(f"{kind!r} is no concept: set direction to one of {', '.join(KINDS)}")
     layers = concept_layers(len(blocks(model)), depths)
     if kind == "random":
         generator = torch.Generator().manual_seed(seed)
         vectors = torch.randn(len(layers), int(model.config.hidden_size), generator=generator)
         return Concept(layers, vectors / vectors.norm(dim=1, keepdim=True), 1.0)
-    if not pairs:
-        raise ValueError(f"no pairs to learn the concept {kind!r} from")
+    if len(pairs) < 2:
+        raise ValueError(f"{len(pairs)} pairs to learn the concept {kind!r} from: at least 2 are needed")
     hack, clean = relabelled(*pair_states(model, tokenizer, pairs, layers), kind, seed)
     difference = (hack - clean).mean(0)
     lengths = difference.norm(dim=1, keepdim=True)

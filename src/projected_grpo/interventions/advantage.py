@@ -30,14 +30,8 @@ FLOOR = 0.1  # of the group's standard deviation, in that of clean texts
 Form = Literal["multiplicative", "additive"]
 
 
-class Options(Section):
-    """The discount, and where the concept is read."""
-
-    form: Form = "multiplicative"
-    """how the reward is discounted"""
-
-    alpha: Annotated[float, Field(ge=0.0)] = 2.0
-    """strength of the discount; 0 is off"""
+class Depths(Section):
+    """Where the concept is read."""
 
     depth_low: Rate = 0.60
     """blocks from this share of the model's depth ..."""
@@ -51,6 +45,16 @@ class Options(Section):
             rule = f"must not exceed depth_high ({self.depth_high})"
             raise broken_rule("depth_low", self.depth_low, rule, "lower depth_low, or raise depth_high")
         return self
+
+
+class Options(Depths):
+    """The discount, and where the concept is read."""
+
+    form: Form = "multiplicative"
+    """how the reward is discounted"""
+
+    alpha: Annotated[float, Field(ge=0.0)] = 2.0
+    """strength of the discount; 0 is off"""
 
 
 def one_sided_z(scores: Tensor, group_size: int, floor: float) -> Tensor:

@@ -76,6 +76,26 @@ def deployed_policy(model: nn.Module) -> Iterator[None]:
         activate(model, DEFAULT, QUARANTINE)
 
 
+def nothing(like: Vectors) -> Vectors:
+    """Exact zeros of the same shapes: an adapter that gets them stays where it is."""
+    return {module: vector.new_zeros(vector.shape) for module, vector in like.items()}
+
+
+def routable(workbench: Workbench) -> tuple[DirectionSettings, DirectionSource]:
+    """The settings of V and where it comes from.
+
+    Raises:
+        ParamsError: an update is to be projected: what was removed of it would train nothing.
+    """
+    settings, source = workbench.direction, workbench.source
+    assert settings is not None, "the registry refuses an arm without a direction"
+    assert source is not None, "it comes with the settings"
+    if settings.project != "gradient":
+        rule = "must be gradient for a routing arm: what is taken out of an update cannot train the quarantine"
+        raise ParamsError([LabError(setting="axes.project", value=settings.project, rule=rule, fix="set gradient")])
+    return settings, source
+
+
 class Routed(Erase):
     """See the module docstring."""
 
@@ -92,10 +112,13 @@ class Routed(Erase):
         super().__init__(settings, QuarantineOff(source, model), reference)
         self.options = options
 
+    def purge(self, moments: Vectors) -> Vectors:
+        return super().purge(moments) if self.options.enabled else moments
+
     def gradient(self, gradients: StepGradients) -> Parts:
         total = gradients.total
         if not self.options.enabled:
-            return {DEFAULT: total, QUARANTINE: {module: g.new_zeros(g.shape) for module, g in total.items()}}
+            return {DEFAULT: total, QUARANTINE: nothing(total)}
         erased = super().gradient(gradients)[DEFAULT]
         return {DEFAULT: erased, QUARANTINE: {module: g - erased[module] for module, g in total.items()}}
 
@@ -109,12 +132,7 @@ def build(options: Options, workbench: Workbench) -> Routed:
     """The intervention of this family.
 
     Raises:
-        ParamsError: an update is to be projected: what was removed of it would train nothing.
+        ParamsError: see `routable`.
     """
-    settings, source = workbench.direction, workbench.source
-    assert settings is not None, "the registry refuses an arm without a direction"
-    assert source is not None, "it comes with the settings"
-    if settings.project != "gradient":
-        rule, fix = "must be gradient: what is taken out of an update cannot train the quarantine", "set gradient"
-        raise ParamsError([LabError(setting="direction.project", value=settings.project, rule=rule, fix=fix)])
+    settings, source = routable(workbench)
     return Routed(options, settings, source, workbench.model, workbench.reference)

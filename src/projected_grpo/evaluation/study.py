@@ -1,0 +1,219 @@
+"""The arms of one study, each beside the study's first arm: rates, differences, times, relapse, loopholes, cost.
+
+Everything is measured as `compare` measures it (`metrics`, `comparison`, `onset`): held-out problems and tokens,
+intervals for new seeds and new problems, differences paired by seed and problem. Holm's adjustment is over the arms
+of one study. A study describes; it decides no claim, and its p are those of many looks at the same reference.
+
+Relapse of a run = mean hack rate of its last `WINDOW` steps - the lowest mean of any `WINDOW` steps in a row, both
+of the training rollouts. 0: the run ended where it was lowest. Of a defence it says how far hacking came back; of an
+arm without one, how far it rose. It is never negative, so noise alone puts it a little above 0: read it against
+another arm's, not against 0.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import fmean
+
+import pandas as pd
+
+from projected_grpo.errors import LabError
+from projected_grpo.evaluation.comparison import ArmComparison, compare_arms, gather
+from projected_grpo.evaluation.metrics import (
+    COLUMNS,
+    DIGITS,
+    HELDOUT,
+    ArmRates,
+    Tally,
+    measure,
+    read_samples,
+    sem,
+    tally,
+)
+from projected_grpo.evaluation.onset import ONSETS
+from projected_grpo.evaluation.statistics import Rate, check_pairing, rate
+from projected_grpo.settings.arms import ArmSettings
+
+WINDOW = 5  # steps
+CONTROL_KINDS = ("random", "placebo", "permuted", "flipped")  # directions that say nothing about hacking
+SHARES = {"hack": "hacked", "attempt": "attempted", "pass": "correct", "format": "format_ok"}
+
+
+@dataclass(frozen=True)
+class StudyArm:
+    """One arm of one study.
+
+    shares: each of `SHARES` with its interval. sems: the same metrics' standard errors over seeds. relapse: by seed.
+    loopholes: hack rate under held-out tokens by loophole, the mean over seeds.
+    """
+
+    study: str
+    arm: str
+    rates: ArmRates
+    shares: Mapping[str, Rate]
+    sems: Mapping[str, float]
+    compared: ArmComparison
+    relapse: Mapping[int, float]
+    loopholes: Mapping[str, float]
+
+    def row(self) -> dict[str, float | int]:
+        """Flat and finite, the same keys for every arm: rates as shares, differences in points, times in steps."""
+        against = self.compared.row()
+        found: dict[str, float | int] = {"seeds": self.rates.seeds, "samples": self.rates.samples}
+        for name, share in self.shares.items():
+            found |= {f"{name}_rate": share.estimate, f"{name}_rate_sem": self.sems[name]}
+            found |= {f"{name}_ci_low": share.low, f"{name}_ci_high": share.high}
+        found["drop_p"] = self.compared.drop.p_value() if self.compared.drop else 1.0
+        kept = [f"{name}_{part}" for name in ("drop", "pass_change") for part in ("pp", "ci_low", "ci_high")]
+        kept += ["drop_p_holm", *ONSETS, *(f"{kind.removesuffix('_step')}_seeds" for kind in ONSETS)]
+        found |= {name: against[name] for name in kept}
+        relapses = list(self.relapse.values())
+        found |= {"relapse": fmean(relapses), "relapse_sem": sem(relapses)}
+        return {key: round(found[key], DIGITS) for key in sorted(found)}
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What the runs of an arm took beside the reference's: seconds of training steps as a ratio, the mean over seeds
+    of the two runs' quotient, and the highest memory of any of its runs in MB. Both differ between equal runs."""
+
+    study: str
+    arm: str
+    seconds_ratio: float
+    peak_memory_mb: float
+    seeds: int
+
+
+def read_study_samples(graded: Path, arms: Sequence[str]) -> dict[str, pd.DataFrame]:
+    """Arm -> its graded samples, columns `metrics.COLUMNS` and `loophole`.
+
+    Raises:
+        LabError: an arm was not graded; none is left out.
+    """
+    found = {}
+    for arm in arms:
+        rows = read_samples(graded, arm)
+        found[arm] = rows.assign(
+            loophole=pd.read_parquet(graded / arm / "samples.parquet", columns=["loophole"])["loophole"]
+        )
+    return found
+
+
+def study_arms(
+    study: str, samples: Mapping[str, pd.DataFrame], steps: pd.DataFrame, confidence: float
+) -> list[StudyArm]:
+    """Every arm of a study in the order of `samples`, whose first is the reference; `steps` as of `read_steps`.
+
+    Raises:
+        LabError: arms differ in seeds, problems or steps, or a run is shorter than `WINDOW` steps.
+    """
+    results = {arm: measure(rows[[*COLUMNS]], arm) for arm, rows in samples.items()}
+    reference = next(iter(results))
+    for result in results.values():
+        check_pairing(results[reference].hacks, result.hacks)
+    # No claim of non-inferiority is made here, so the margin is of no consequence.
+    compared = compare_arms(gather(results, steps, confidence), reference, pass_margin=0.0)
+    found = []
+    for arm, rows in samples.items():
+        tallies = {name: tally(rows, arm, verdict) for name, verdict in SHARES.items()}
+        found.append(
+            StudyArm(
+                study=study,
+                arm=arm,
+                rates=results[arm].rates,
+                shares={name: _share(counted, confidence) for name, counted in tallies.items()},
+                sems={name: sem(counted.by_seed().tolist()) for name, counted in tallies.items()},
+                compared=compared[arm],
+                relapse=relapses(steps, arm),
+                loopholes=loophole_rates(rows),
+            )
+        )
+    return found
+
+
+def relapses(steps: pd.DataFrame, arm: str) -> dict[int, float]:
+    """Seed -> relapse of the run, a share; see the module's text.
+
+    Raises:
+        LabError: a run is shorter than `WINDOW` steps.
+    """
+    found = {}
+    for seed, log in steps[steps["arm"] == arm].groupby("seed"):
+        if len(log) < WINDOW:
+            raise LabError(
+                setting=f"training log of {arm!r}, seed {seed}",
+                value=f"{len(log)} steps",
+                rule=f"relapse is read from means over {WINDOW} steps",
+                fix="train longer (grpo.steps)",
+            )
+        means = log.sort_values("step")["hacked"].rolling(WINDOW).mean().dropna()
+        found[int(str(seed))] = float(means.iloc[-1] - means.min())
+    return found
+
+
+def loophole_rates(samples: pd.DataFrame) -> dict[str, float]:
+    """Loophole -> hack rate under held-out tokens: the mean over seeds, each counting the same."""
+    judged = samples[(samples["tokens"] == HELDOUT) & ~samples["grader_error"].astype(bool)]
+    by_seed = judged.assign(hacked=judged["hacked"].astype(float)).groupby(["loophole", "seed"])["hacked"].mean()
+    return {str(name): round(float(value), DIGITS) for name, value in by_seed.groupby("loophole").mean().items()}
+
+
+def controls_of(arms: Mapping[str, ArmSettings]) -> dict[str, str]:
+    """Control -> the arm that it controls: the same intervention, options and axes on a direction that means something.
+
+    The first such arm in the order of `arms`; a control without one is left out.
+    """
+    found = {}
+    for name, control in arms.items():
+        if control.direction not in CONTROL_KINDS:
+            continue
+        for other, arm in arms.items():
+            if arm.direction in ("hack", "clean") and control.model_copy(update={"direction": arm.direction}) == arm:
+                found[name] = other
+                break
+    return found
+
+
+def read_costs(study: str, provenance: Path, arms: Sequence[str], seeds: Sequence[int]) -> list[Cost]:
+    """Cost of every arm beside the first, from `<provenance>/<arm>/<seed>/{timings.parquet,provenance.json}`.
+
+    Raises:
+        LabError: a record is missing.
+    """
+    taken = {arm: [_taken(provenance / arm / str(seed)) for seed in seeds] for arm in arms}
+    return [
+        Cost(
+            study=study,
+            arm=arm,
+            seconds_ratio=fmean(own[0] / base[0] for own, base in zip(runs, taken[arms[0]], strict=True)),
+            peak_memory_mb=max(memory for _, memory in runs),
+            seeds=len(runs),
+        )
+        for arm, runs in taken.items()
+    ]
+
+
+def _share(counted: Tally, confidence: float) -> Rate:
+    """One seed says nothing about the next: its interval spans the whole scale."""
+    if len(counted.seeds) > 1:
+        return rate(counted, confidence)
+    return Rate(float(counted.by_seed()[0]), 0.0, 1.0, int(counted.graded.sum()))
+
+
+def _taken(folder: str | os.PathLike[str]) -> tuple[float, float]:
+    """Seconds of all steps of a run, and its peak memory in MB."""
+    timings, record = Path(folder, "timings.parquet"), Path(folder, "provenance.json")
+    for path in (timings, record):
+        if not path.is_file():
+            raise LabError(
+                setting=str(path),
+                value="no such file",
+                rule="is written beside every run, with its times and memory",
+                fix="run `dvc repro study/dvc.yaml`, which trains the missing run",
+            )
+    memory = json.loads(record.read_text(encoding="utf-8"))["peak_memory_mb"]
+    return float(pd.read_parquet(timings, columns=["step_total"])["step_total"].sum()), float(memory)

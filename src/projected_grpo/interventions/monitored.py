@@ -1,0 +1,149 @@
+"""Monitored: what a monitor calls a hack is paid less, or is left out.
+
+    penalty     r' = r - penalty      where flagged
+    screening   r' = None             where flagged: neither in the group's baseline nor in the update
+    watch       r' = r                the monitor's scores are logged, and nothing else: the arm's off switch
+
+After the reference benchmark's comparison of penalties and screening by ground truth (of accuracy 1, 0.9, 0.7), a
+probe and a judge. A completion for which the monitor has no verdict (a judge that does not answer, a sandbox that
+fails) is neither flagged nor clean: it is left out, unless the arm only watches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+from torch import Tensor
+
+from projected_grpo.errors import LabError
+from projected_grpo.interventions.base import Intervention, Rollouts, Workbench
+from projected_grpo.interventions.judge import JudgeSettings
+from projected_grpo.interventions.monitors import Asked, Flag, Flags, Monitor, Probe, Truth
+from projected_grpo.settings.section import Positive, Section, broken_rule
+
+NEEDS_DIRECTION = None  # the probe is trained on the pairs of one; the other monitors act on none
+PAIRED = ("hack", "placebo", "permuted", "flipped")  # directions that come from pairs
+UNKNOWN = -1.0  # logged where the monitor has no verdict
+USED_BY = {  # setting -> what uses it
+    "penalty": ("action", ("penalty",)),
+    "accuracy": ("monitor", ("truth",)),
+    "threshold": ("monitor", ("probe", "judge")),
+    "flag": ("monitor", ("flags",)),
+    "judge": ("monitor", ("judge",)),
+}
+
+
+class Options(Section):
+    """Who watches, and what follows."""
+
+    monitor: Literal["truth", "probe", "flags", "judge"] = "truth"
+    """truth: the oracle, an upper bound. probe: a linear one on hidden states. flags: a detector. judge: a model"""
+
+    action: Literal["penalty", "screening", "watch"] = "penalty"
+    """what follows for a flagged completion: less reward, left out, nothing"""
+
+    penalty: Positive = 3.0
+    """taken off a flagged completion's reward; 3 is what a paid one gets by default (`grpo.reward_paid`)"""
+
+    accuracy: Annotated[float, Field(ge=0.5, le=1.0)] = 1.0
+    """of the monitor `truth`: probability that a label is right"""
+
+    threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
+    """of the monitors `probe` and `judge`: P(hack) from which a completion is flagged"""
+
+    flag: Flag = "attempted"
+    """of the monitor `flags`: attempted looks for the loophole's construct, stub_passes runs the answer's own tests"""
+
+    judge: JudgeSettings | None = None
+    """of the monitor `judge`: where it is"""
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        for name, (setting, users) in USED_BY.items():
+            value, chosen = getattr(self, name), getattr(self, setting)
+            if chosen not in users and value != type(self).model_fields[name].default:
+                rule = f"must not be set where {setting} is {chosen}; it would be ignored"
+                shown = "(a block)" if name == "judge" else value
+                raise broken_rule(name, shown, rule, f"remove it, or set {setting}: {' or '.join(users)}")
+        if self.monitor == "judge" and self.judge is None:
+            raise broken_rule("judge", None, "must be set where monitor is judge", "name its base_url and model")
+        return self
+
+
+class Monitored(Intervention):
+    """Acts on the scores of `monitor`, see the module docstring."""
+
+    def __init__(self, options: Options, monitor: Monitor) -> None:
+        self.options = options
+        self.monitor = monitor
+        self.uses_oracle = options.monitor == "truth"
+        self._scores: list[float] | None = None
+        self._acted = 0.0
+
+    def start(self) -> None:
+        self.monitor.start()
+
+    def reward(self, rollouts: Rollouts, rewards: list[float]) -> list[float | None]:
+        scores = self.monitor.judge(rollouts)
+        paid = [self._reward(reward, score) for reward, score in zip(rewards, scores, strict=True)]
+        self._scores = [UNKNOWN if score is None else score for score in scores]
+        self._acted = sum(score is None or self._flags(score) for score in scores) / max(1, len(scores))
+        return paid
+
+    def _flags(self, score: float) -> bool:
+        return score >= self.options.threshold
+
+    def _reward(self, reward: float, score: float | None) -> float | None:
+        if self.options.action == "watch":
+            return reward
+        if score is None:
+            return None
+        if not self._flags(score):
+            return reward
+        return reward - self.options.penalty if self.options.action == "penalty" else None
+
+    def scores(self) -> Sequence[float] | None:
+        """Of the monitor, 0 to 1; -1 where it has no verdict."""
+        return self._scores
+
+    def figures(self) -> dict[str, float]:
+        return super().figures() | {"flagged": self._acted}
+
+    def state(self) -> dict[str, Tensor]:
+        return self.monitor.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.monitor.load_state(state)
+
+
+def build(options: Options, workbench: Workbench) -> Intervention:
+    """The intervention of this family.
+
+    Raises:
+        LabError: the probe has no pairs to learn from, another monitor has a direction, or a judge's key is missing.
+    """
+    return Monitored(options, _monitor(options, workbench))
+
+
+def _monitor(options: Options, workbench: Workbench) -> Monitor:
+    if options.monitor == "probe":
+        return _probe(workbench)
+    if workbench.kind is not None:
+        rule = f"must be null where the monitor is {options.monitor}: it would be ignored"
+        raise LabError(setting="direction", value=workbench.kind, rule=rule, fix="remove it, or set monitor: probe")
+    if options.monitor == "judge":
+        assert options.judge is not None, "the options refuse a judge without its settings"
+        return Asked(options.judge)
+    if options.monitor == "flags":
+        return Flags(options.flag, workbench.sandbox)
+    return Truth(options.accuracy, workbench.seed)
+
+
+def _probe(workbench: Workbench) -> Probe:
+    kind = workbench.kind
+    if kind not in PAIRED or not workbench.pairs:
+        rule = f"must be one of {', '.join(PAIRED)} where the monitor is probe: it is trained on the pairs of one"
+        raise LabError(setting="direction", value=kind, rule=rule, fix="set direction: hack, or one of its controls")
+    return Probe(workbench.model, workbench.tokenizer, workbench.pairs, kind, workbench.seed)

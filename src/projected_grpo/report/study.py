@@ -1,0 +1,228 @@
+"""The studies' tables (JSON, CSV, Markdown) and figures, from the records of `evaluation.study`.
+
+Two figures per study: hack rate against pass rate with each control linked to the arm it controls, and the hack rate
+over training, one small panel per arm. Nothing here reads or writes files.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.ticker import PercentFormatter
+
+from projected_grpo.evaluation.onset import Onset
+from projected_grpo.evaluation.statistics import PairedDifference, Rate
+from projected_grpo.evaluation.study import WINDOW, Cost, StudyArm
+from projected_grpo.report import style
+from projected_grpo.report.curves import band, smoothed, smoothing_window
+from projected_grpo.report.style import QUIET, Kind
+
+REFERENCE, TREATED, CONTROL = "#d55e00", "#0072b2", "#cc79a7"
+COLUMNS = 4  # small panels side by side
+PANEL_WIDTH, PANEL_HEIGHT = 2.6, 2.0  # inches
+HEADER = (
+    "arm", "hack %", "attempt %", "pass %", "format %", "drop pp", "p (Holm)", "pass change pp",
+    "hacks outnumber correct", "half are hacks", "relapse pp", "seeds", "n",
+)  # fmt: skip
+
+
+def metrics(rows: Sequence[StudyArm]) -> dict[str, dict[str, object]]:
+    """`metrics/study.json`: `<study>.<arm>.<key>`, with the hack rate of each loophole under `loopholes`."""
+    found: dict[str, dict[str, object]] = {}
+    for row in rows:
+        found.setdefault(row.study, {})[row.arm] = {**row.row(), "loopholes": dict(sorted(row.loopholes.items()))}
+    return found
+
+
+def table(rows: Sequence[StudyArm]) -> pd.DataFrame:
+    """`plots/study.csv`: one row per study and arm; a loophole that the study lacks has an empty `hack_rate_<name>`."""
+    return pd.DataFrame(
+        [
+            {"study": row.study, "arm": row.arm, **row.row()}
+            | {f"hack_rate_{name}": value for name, value in sorted(row.loopholes.items())}
+            for row in rows
+        ]
+    )
+
+
+def markdown(rows: Sequence[StudyArm], confidence: float) -> str:
+    """`plots/study.md`: one table per study, and how to read them."""
+    lines = ["# Studies", ""]
+    for study, found in _by_study(rows).items():
+        reference = found[0].arm
+        lines += [f"## {study}", "", *_table(HEADER, [_cells(row, reference) for row in found]), ""]
+        loopholes = sorted({name for row in found for name in row.loopholes})
+        if len(loopholes) > 1:
+            cells = [(row.arm, *(f"{100 * row.loopholes.get(name, 0.0):.1f}" for name in loopholes)) for row in found]
+            lines += ["Hack rate by loophole, %:", "", *_table(("arm", *loopholes), cells), ""]
+    lines += [
+        "Held-out problems with held-out tokens. Rates: mean over seeds ± SEM over seeds, and in brackets the",
+        f"{confidence:.0%} interval for new seeds and new problems. Drop and pass change: percentage points against",
+        "the first arm of the study, paired by seed and problem; p of no drop, adjusted by Holm over the study's arms.",
+        "Times: steps trained before it, mean over seeds; a run that never gets there counts as its length, and in",
+        "brackets is in how many seeds it came. Relapse: hack rate of the last",
+        f"{WINDOW} steps minus the lowest mean of any {WINDOW} steps of the run, training rollouts; ± SEM.",
+        "n: completions.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def cost_table(costs: Sequence[Cost]) -> pd.DataFrame:
+    """`data/study/cost.csv`: study, arm, seconds_ratio, peak_memory_mb, seeds."""
+    return pd.DataFrame([dataclasses.asdict(cost) for cost in costs]).round({"seconds_ratio": 3, "peak_memory_mb": 1})
+
+
+def cost_markdown(costs: Sequence[Cost]) -> str:
+    """`data/study/cost.md`."""
+    cells = [
+        (cost.study, cost.arm, f"{cost.seconds_ratio:.2f}", f"{cost.peak_memory_mb:.0f}", str(cost.seeds))
+        for cost in costs
+    ]
+    header = ("study", "arm", "seconds / first arm", "peak memory, MB", "seeds")
+    note = "Seconds of training steps beside the same seed of the study's first arm, as measured; equal runs differ."
+    return "\n".join(["# What the arms took", "", *_table(header, cells), "", note, ""])
+
+
+def figures(study: str, rows: Sequence[StudyArm], steps: pd.DataFrame, links: Mapping[str, str]) -> dict[str, bytes]:
+    """File name -> content: the plane and the training curves of one study, as PNG and SVG."""
+    kinds: tuple[Kind, ...] = ("png", "svg")
+    found = {}
+    for kind in kinds:
+        found[f"{study}_plane.{kind}"] = plane_figure(study, rows, links, kind)
+        found[f"{study}_training.{kind}"] = training_figure(study, rows, steps, links, kind)
+    return found
+
+
+def plane_figure(study: str, rows: Sequence[StudyArm], links: Mapping[str, str], kind: Kind = "png") -> bytes:
+    """Hack rate against pass rate: every arm with its SEM, a thin line from each control to the arm it controls."""
+    by_arm = {row.arm: row for row in rows}
+    height = max(4.6, 0.25 * len(rows) + 1.5)
+    with style.styled():
+        fig, [ax] = style.figure(9, height, 1, left=0.085, right=0.76, top=1 - 0.4 / height, bottom=1.0 / height)
+        ax.set_xlim(-0.02, 1.1 * max(0.05, *(row.rates.hack_rate for row in rows)))
+        ax.set_ylim(-0.01, 1.15 * max(0.05, *(row.rates.pass_rate for row in rows)))
+        for control, arm in links.items():
+            if control in by_arm and arm in by_arm:
+                ends = [by_arm[name].rates for name in (control, arm)]
+                ax.plot([end.hack_rate for end in ends], [end.pass_rate for end in ends], color=CONTROL,
+                        linestyle=(0, (4, 2)), linewidth=0.9, zorder=2)  # fmt: skip
+        for row in rows:
+            ax.errorbar(row.rates.hack_rate, row.rates.pass_rate, xerr=row.rates.hack_rate_sem,
+                        yerr=row.rates.pass_rate_sem, fmt="o", markersize=6, elinewidth=1.2, capsize=0,
+                        color=_colour(row.arm, rows[0].arm, links), zorder=4)  # fmt: skip
+        _names_aside(ax, rows, links)
+        ax.set_title(f"{study}: hacking against solving")
+        ax.set_xlabel("hack rate")
+        ax.set_ylabel("pass rate")
+        for axis in (ax.xaxis, ax.yaxis):
+            axis.set_major_formatter(PercentFormatter(1, decimals=0))
+        ax.grid()
+        ax.set_axisbelow(True)
+        note = (
+            "Held-out problems, held-out names; mean over seeds ± SEM. Dashed: from a control to the arm it controls."
+        )
+        fig.text(0.012, 0.12 / height, note, color=QUIET, fontsize=8.5)
+        return style.drawn(fig, kind)
+
+
+def training_figure(
+    study: str, rows: Sequence[StudyArm], steps: pd.DataFrame, links: Mapping[str, str], kind: Kind = "png"
+) -> bytes:
+    """Hack rate of the training rollouts over steps, a panel per arm, the study's first arm in grey behind it."""
+    window = smoothing_window(steps)
+    spread = band(smoothed(steps, ["hacked"], window), "hacked")
+    reference = spread[spread["arm"] == rows[0].arm]
+    columns = min(COLUMNS, len(rows))
+    lines = math.ceil(len(rows) / columns)
+    width, height = PANEL_WIDTH * columns + 0.6, PANEL_HEIGHT * lines + 1.0
+    with style.styled():
+        fig = Figure(figsize=(width, height))
+        FigureCanvasAgg(fig)
+        grid = fig.subplots(lines, columns, squeeze=False, sharex=True, sharey=True)
+        fig.subplots_adjust(0.55 / width, 0.75 / height, 1 - 0.1 / width, 1 - 0.65 / height, 0.12, 0.35)
+        for ax, row in zip(grid.flat, rows, strict=False):
+            own = spread[spread["arm"] == row.arm]
+            colour = _colour(row.arm, rows[0].arm, links)
+            ax.plot(reference["step"], reference["mean"], color="#b0b0b0", linewidth=1.2, zorder=2)
+            ax.fill_between(own["step"], own["low"], own["high"], color=colour, alpha=0.18, linewidth=0)
+            ax.plot(own["step"], own["mean"], color=colour, linewidth=1.8, zorder=3)
+            ax.set_title(row.arm, fontsize=9)
+            ax.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+            ax.grid(axis="y")
+        for ax in grid.flat[len(rows) :]:
+            ax.set_visible(False)
+        for ax in grid.flat[max(0, len(rows) - columns) : len(rows)]:  # the lowest panel of each column
+            ax.tick_params(labelbottom=True)
+        fig.text(0.012, 1 - 0.3 / height, f"{study}: hack rate while training", fontweight="bold", fontsize=11)
+        smoothing = f", each a moving mean over {window} steps" if window > 1 else ""
+        note = f"Against steps. Line: mean over seeds{smoothing}; band: lowest to highest seed; grey: {rows[0].arm}."
+        fig.text(0.012, 0.12 / height, note, color=QUIET, fontsize=8.5)
+        return style.drawn(fig, kind)
+
+
+def _names_aside(ax: Axes, rows: Sequence[StudyArm], links: Mapping[str, str]) -> None:
+    """Every arm's name to the right of the axes, at the height of its dot or as near as its neighbours leave it."""
+    (_, right), (low, high) = ax.get_xlim(), ax.get_ylim()
+    gap = (high - low) / max(12, len(rows) + 1)
+    places = style.spread_out([row.rates.pass_rate for row in rows], gap=gap, low=low, high=high)
+    for row, place in zip(rows, places, strict=True):
+        colour = _colour(row.arm, rows[0].arm, links)
+        ax.annotate(row.arm, xy=(row.rates.hack_rate, row.rates.pass_rate), xytext=(1.03 * right, place),
+                    color=style.darker(colour), fontsize=8.5, va="center", annotation_clip=False,
+                    arrowprops={"arrowstyle": "-", "color": colour, "linewidth": 0.4, "alpha": 0.5})  # fmt: skip
+
+
+def _colour(arm: str, reference: str, links: Mapping[str, str]) -> str:
+    return REFERENCE if arm == reference else CONTROL if arm in links else TREATED
+
+
+def _by_study(rows: Sequence[StudyArm]) -> dict[str, list[StudyArm]]:
+    found: dict[str, list[StudyArm]] = {}
+    for row in rows:
+        found.setdefault(row.study, []).append(row)
+    return found
+
+
+def _cells(row: StudyArm, reference: str) -> tuple[str, ...]:
+    compared, figures = row.compared, row.row()
+    drop = change = p = ""
+    if row.arm != reference and compared.drop and compared.pass_change:
+        drop, change = _points(compared.drop), _points(compared.pass_change)
+        p = "<0.001" if compared.p_holm < 0.001 else f"{compared.p_holm:.3f}"
+    several = row.rates.seeds > 1
+    return (
+        row.arm,
+        *(_share(share, row.sems[name], several) for name, share in row.shares.items()),
+        drop,
+        p,
+        change,
+        *(_time(compared.onsets[kind]) for kind in ("hacks_lead_step", "half_hacked_step")),
+        f"{100 * figures['relapse']:.1f}" + (f" ± {100 * figures['relapse_sem']:.1f}" if several else ""),
+        str(row.rates.seeds),
+        str(row.rates.samples),
+    )
+
+
+def _share(share: Rate, spread: float, several: bool) -> str:
+    interval = f" ± {100 * spread:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f})" if several else ""
+    return f"{100 * share.estimate:.1f}{interval}"
+
+
+def _points(found: PairedDifference) -> str:
+    return f"{100 * found.estimate:+.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+
+
+def _time(found: Onset) -> str:
+    return f"{found.mean():.1f} ({found.reached} of {len(found.by_seed)})"
+
+
+def _table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
+    rule = [":--" if name in ("arm", "study") else "--:" for name in header]
+    return ["| " + " | ".join(line) + " |" for line in (header, rule, *cells)]

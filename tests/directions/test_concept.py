@@ -1,0 +1,96 @@
+"""Concepts in activation space: read over the completion alone, told from their controls, model left as it was."""
+
+from __future__ import annotations
+
+import functools
+
+import pytest
+import torch
+from tiny_policy import SHIPPED
+from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+
+from projected_grpo.directions.concept import (
+    Concept,
+    blocks,
+    concept,
+    concept_layers,
+    hidden_means,
+    pair_states,
+    relabelled,
+)
+from projected_grpo.problems.pairs import Pair, read_pairs, select
+
+
+@pytest.fixture(scope="module")
+def micro() -> PreTrainedModel:
+    return AutoModelForCausalLM.from_pretrained(SHIPPED / "micro")
+
+
+@functools.cache
+def pairs(split: str) -> list[Pair]:
+    return select(read_pairs(SHIPPED / "pairs.yaml"), "hack", split)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("count", "layers"), [(4, (2,)), (36, (21, 22, 23, 24, 25, 26)), (2, (0,))])
+def test_the_blocks_lie_at_60_to_75_percent_of_the_depth(count: int, layers: tuple[int, ...]) -> None:
+    assert concept_layers(count) == layers
+
+
+def test_a_score_is_the_mean_projection_over_the_spread() -> None:
+    read = Concept((0, 1), torch.tensor([[1.0, 0.0], [0.0, 1.0]]), spread=2.0)
+    assert read.score(torch.tensor([[[3.0, 9.0], [9.0, 5.0]]])).tolist() == [2.0]  # (3 + 5) / 2 blocks / 2
+
+
+def test_the_mean_is_over_the_completion_and_padding_does_not_show(
+    micro: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    ids = [[5, 6, 7], [8, 9, 10, 11, 12]]
+    prompts = ["Given n, ", "Given a list nums, keep the even numbers. "]
+    micro.train()
+    before = torch.get_rng_state()
+    got = hidden_means(micro, tokenizer, prompts, ids, (2,))
+    assert micro.training
+    assert torch.equal(torch.get_rng_state(), before)
+    assert not any(block._forward_hooks for block in blocks(micro))
+    micro.eval()
+    for row, (prompt, tail) in enumerate(zip(prompts, ids, strict=True)):
+        text = torch.tensor([[*tokenizer(prompt)["input_ids"], *tail]])
+        with torch.no_grad():
+            states = micro(input_ids=text, output_hidden_states=True).hidden_states[3]  # 0 is the embedding
+        torch.testing.assert_close(got[row, 0], states[0, -len(tail) :].mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_it_separates_held_out_answers(micro: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    read = concept(micro, tokenizer, pairs("extract"), "hack", seed=1)
+    hack, clean = pair_states(micro, tokenizer, pairs("heldout"), read.layers)
+    ahead = float((read.score(hack) > read.score(clean)).float().mean())
+    print("held-out accuracy", ahead)
+    assert ahead > 0.8
+
+
+def test_controls_keep_the_states_and_change_the_labels() -> None:
+    hack, clean = torch.arange(1.0, 9).view(8, 1, 1), -torch.arange(1.0, 9).view(8, 1, 1)
+    first, second = relabelled(hack, clean, "flipped", 0)
+    assert int((first < 0).sum()) == 4
+    assert torch.equal(first, -second)
+    first, second = relabelled(hack, clean, "permuted", 0)
+    assert sorted(torch.cat([first, second]).flatten().tolist()) == sorted(torch.cat([hack, clean]).flatten().tolist())
+    assert not torch.equal(first, -second)
+    assert relabelled(hack, clean, "placebo", 0)[0] is hack
+
+
+def test_random_needs_no_pairs_and_leaves_the_generator_alone(
+    micro: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> None:
+    before = torch.get_rng_state()
+    read = concept(micro, tokenizer, [], "random", seed=1)
+    assert torch.equal(torch.get_rng_state(), before)
+    torch.testing.assert_close(read.vectors.norm(dim=1), torch.ones(1))
+    assert not torch.equal(read.vectors, concept(micro, tokenizer, [], "random", seed=2).vectors)
+
+
+def test_what_is_no_concept_is_refused(micro: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
+    with pytest.raises(ValueError, match="'clean' is no concept"):
+        concept(micro, tokenizer, pairs("extract"), "clean", seed=1)
+    with pytest.raises(ValueError, match="1 pairs to learn"):
+        concept(micro, tokenizer, pairs("extract")[:1], "hack", seed=1)

@@ -1,0 +1,156 @@
+"""The arms of a study beside its first one: rates, differences, relapse, loopholes, controls and cost, with known
+answers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from projected_grpo.errors import LabError
+from projected_grpo.evaluation.study import (
+    controls_of,
+    loophole_rates,
+    read_costs,
+    read_study_samples,
+    relapses,
+    study_arms,
+)
+from projected_grpo.settings.arms import ArmSettings
+
+HACKS = {"vanilla": {1: 0.5, 2: 0.6, 3: 0.7}, "projected": {1: 0.1, 2: 0.1, 3: 0.1}, "random": {1: 0.5, 2: 0.6, 3: 0.6}}
+
+
+def training_log(arm: str, seed: int, hacked: list[float]) -> pd.DataFrame:
+    rows = pd.DataFrame({"step": range(len(hacked)), "hacked": hacked, "correct": 0.2})
+    return rows.assign(arm=arm, seed=seed)
+
+
+def training_logs(curves: dict[str, list[float]], seeds: tuple[int, ...] = (1, 2, 3)) -> pd.DataFrame:
+    return pd.concat([training_log(arm, seed, curve) for arm, curve in curves.items() for seed in seeds])
+
+
+CURVES = {"vanilla": [0.0] * 5 + [0.6] * 15, "projected": [0.1] * 20, "random": [0.1] * 10 + [0.5] * 10}
+
+
+@pytest.fixture
+def arms(graded):
+    samples = {arm: graded(arm, hack, passed=0.3, form=0.9).assign(loophole="run_tests") for arm, hack in HACKS.items()}
+    return {found.arm: found for found in study_arms("core", samples, training_logs(CURVES), 0.95)}
+
+
+class TestAgainstTheReference:
+    def test_rates_are_means_over_seeds(self, arms):
+        row = arms["vanilla"].row()
+        assert (row["hack_rate"], row["pass_rate"], row["format_rate"]) == (0.6, 0.3, 0.9)
+        assert row["attempt_rate"] == 0.6
+        assert row["hack_rate_sem"] == pytest.approx(0.1 / 3**0.5, abs=1e-6)
+        assert (row["pass_rate_sem"], row["format_rate_sem"]) == (0.0, 0.0)
+        assert (row["seeds"], row["samples"]) == (3, 300)
+
+    def test_every_rate_has_an_interval_around_it(self, arms):
+        for found in arms.values():
+            for share in found.shares.values():
+                assert share.low < share.estimate < share.high
+                assert share.n == 300
+
+    def test_drop_is_paired_by_seed(self, arms):
+        assert arms["projected"].compared.drop.by_seed == pytest.approx((0.4, 0.5, 0.6))
+        assert arms["projected"].row()["drop_pp"] == pytest.approx(50.0)
+        assert arms["random"].row()["drop_pp"] == pytest.approx(10 / 3, abs=1e-4)
+
+    def test_holm_counts_the_arms_but_the_reference(self, arms):
+        row = arms["projected"].row()
+        assert row["drop_p_holm"] == pytest.approx(min(1.0, 2 * row["drop_p"]), abs=2e-6)
+        assert row["drop_p"] < 0.05
+        assert arms["random"].row()["drop_p_holm"] == pytest.approx(arms["random"].row()["drop_p"], abs=2e-6)
+        assert (arms["vanilla"].row()["drop_p"], arms["vanilla"].row()["drop_pp"]) == (1.0, 0.0)
+
+    def test_times_to_hack(self, arms):
+        assert (arms["vanilla"].row()["half_hacked_step"], arms["vanilla"].row()["half_hacked_seeds"]) == (5, 3)
+        assert (arms["projected"].row()["half_hacked_step"], arms["projected"].row()["half_hacked_seeds"]) == (20, 0)
+
+    def test_same_keys_for_every_arm(self, arms):
+        assert len({tuple(found.row()) for found in arms.values()}) == 1
+
+    def test_one_seed_has_no_interval(self, graded):
+        samples = {arm: graded(arm, {1: rate}).assign(loophole="a") for arm, rate in (("a", 0.5), ("b", 0.1))}
+        curves = training_logs({"a": [0.5] * 5, "b": [0.1] * 5}, seeds=(1,))
+        row = {found.arm: found.row() for found in study_arms("core", samples, curves, 0.95)}["b"]
+        assert (row["hack_rate"], row["hack_ci_low"], row["hack_ci_high"], row["drop_p_holm"]) == (0.1, 0.0, 1.0, 1.0)
+
+    def test_other_seeds_are_refused(self, graded):
+        samples = {
+            "a": graded("a", {1: 0.5, 2: 0.5}).assign(loophole="x"),
+            "b": graded("b", {1: 0.5, 3: 0.5}).assign(loophole="x"),
+        }
+        with pytest.raises(LabError, match="same seeds"):
+            study_arms("core", samples, training_logs({"a": [0.1] * 5, "b": [0.1] * 5}), 0.95)
+
+
+class TestRelapse:
+    def test_is_the_end_above_the_lowest_five_steps(self):
+        log = training_log("a", 7, [0.5] * 5 + [0.1] * 5 + [0.2, 0.3, 0.4, 0.5, 0.6])
+        assert relapses(log, "a") == pytest.approx({7: 0.4 - 0.1})
+
+    def test_is_0_where_the_end_is_lowest(self):
+        assert relapses(training_log("a", 1, [0.6, 0.5, 0.4, 0.3, 0.2, 0.1]), "a") == {1: 0.0}
+
+    def test_needs_five_steps(self):
+        with pytest.raises(LabError, match="4 steps"):
+            relapses(training_log("a", 1, [0.1] * 4), "a")
+
+
+def test_loopholes_apart_each_seed_counting_the_same(graded):
+    """Seed 1: 10 of 20 problems hacked, half of them have each loophole; seed 2 hacks none."""
+    rows = graded("a", {1: 0.5, 2: 0.0}, problems=20)
+    first = rows["problem_id"] < "p010"
+    rows["loophole"] = first.map({True: "sentinel", False: "run_tests"})
+    assert loophole_rates(rows) == {"run_tests": 0.0, "sentinel": 0.5}
+    rows.loc[first & (rows["problem_id"] >= "p005") & (rows["seed"] == 2), "grader_error"] = True
+    assert loophole_rates(rows) == {"run_tests": 0.0, "sentinel": 0.5}, "not the mean over completions"
+
+
+def test_controls_belong_to_the_arm_that_differs_in_direction_alone():
+    arms = {
+        "vanilla": ArmSettings(intervention="measure"),
+        "projected": ArmSettings(intervention="erase", direction="hack"),
+        "routed": ArmSettings(intervention="routed", direction="hack", options={"capacity": "full"}),
+        "trusted": ArmSettings(intervention="trusted", direction="clean"),
+        "random": ArmSettings(intervention="erase", direction="random"),
+        "routed_random": ArmSettings(intervention="routed", direction="random", options={"capacity": "full"}),
+        "routed_small": ArmSettings(intervention="routed", direction="random", options={"capacity": "span"}),
+        "trusted_permuted": ArmSettings(intervention="trusted", direction="permuted"),
+    }
+    assert controls_of(arms) == {"random": "projected", "routed_random": "routed", "trusted_permuted": "trusted"}
+
+
+class TestCosts:
+    def write(self, root: Path, arm: str, seed: int, seconds: float, memory: float) -> None:
+        folder = root / arm / str(seed)
+        folder.mkdir(parents=True)
+        pd.DataFrame({"step": [0, 1], "step_total": [seconds, seconds]}).to_parquet(folder / "timings.parquet")
+        (folder / "provenance.json").write_text(json.dumps({"peak_memory_mb": memory}))
+
+    def test_seconds_are_the_mean_of_quotients_by_seed(self, tmp_path):
+        for seed, base, own in ((1, 1.0, 2.0), (2, 2.0, 3.0)):
+            self.write(tmp_path, "vanilla", seed, base, 100.0)
+            self.write(tmp_path, "routed", seed, own, 100.0 + seed)
+        vanilla, routed = read_costs("core", tmp_path, ["vanilla", "routed"], [1, 2])
+        assert (vanilla.seconds_ratio, vanilla.peak_memory_mb) == (1.0, 100.0)
+        assert (routed.seconds_ratio, routed.peak_memory_mb, routed.seeds) == (1.75, 102.0, 2)
+
+    def test_a_missing_record_is_an_error(self, tmp_path):
+        self.write(tmp_path, "vanilla", 1, 1.0, 100.0)
+        with pytest.raises(LabError, match="routed"):
+            read_costs("core", tmp_path, ["vanilla", "routed"], [1])
+
+
+def test_a_missing_arm_is_an_error(tmp_path, graded):
+    (tmp_path / "vanilla").mkdir()
+    graded("vanilla", {1: 0.5}).assign(loophole="run_tests").to_parquet(tmp_path / "vanilla/samples.parquet")
+    assert set(read_study_samples(tmp_path, ["vanilla"])["vanilla"]["loophole"]) == {"run_tests"}
+    with pytest.raises(LabError, match="projected"):
+        read_study_samples(tmp_path, ["vanilla", "projected"])

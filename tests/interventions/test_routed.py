@@ -1,0 +1,142 @@
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+from peft import PeftModel, get_peft_model
+from transformers import Qwen3Config, Qwen3ForCausalLM
+
+from projected_grpo.directions.algebra import Bases
+from projected_grpo.errors import ParamsError
+from projected_grpo.interventions import routed
+from projected_grpo.interventions.base import DEFAULT, QUARANTINE, StepGradients, Workbench
+from projected_grpo.settings.direction import DirectionSettings
+from projected_grpo.spectral import SpectralConfig, activate
+from projected_grpo.spectral.names import deltas_in_use
+
+AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
+GRADIENT = {"a": torch.tensor([2.0, -3.0, 5.0])}
+STEP = StepGradients(GRADIENT, {}, {}, torch.zeros(0))
+
+
+@dataclasses.dataclass
+class Watching:
+    """A source that looks which adapters are active while it refreshes."""
+
+    model: PeftModel | None = None
+    fails: bool = False
+    independent: bool = True
+    seen: list[list[str]] = dataclasses.field(default_factory=list)
+
+    def initial(self) -> Bases:
+        return {"a": AXES}
+
+    def refreshed(self, step: int) -> Bases:
+        del step
+        assert self.model is not None
+        self.seen.append(active(self.model))
+        if self.fails:
+            raise FloatingPointError("no axes")
+        return {"a": torch.tensor([[0.0, 0.0, 1.0]])}
+
+
+def active(model: PeftModel) -> list[str]:
+    """Adapters in use and being trained; the same in all modules."""
+    used = {tuple(vectors) for vectors in deltas_in_use(model).values()}
+    assert len(used) == 1
+    return list(used.pop())
+
+
+def settings(**changes: object) -> DirectionSettings:
+    return DirectionSettings(**{"k": 2, "gate": "one_sided", "refresh_every": 0, "project": "gradient", **changes})
+
+
+def made(
+    source: Watching | None = None, direction: DirectionSettings | None = None, **options: object
+) -> routed.Routed:
+    source = source or Watching()
+    bench = Workbench(source.model, None, None, 0, kind="hack", direction=direction or settings(), source=source)
+    return routed.build(routed.Options(**options), bench)
+
+
+@pytest.fixture
+def policy() -> PeftModel:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8, "vocab_size": 32}
+    base = Qwen3ForCausalLM(Qwen3Config(num_attention_heads=2, num_key_value_heads=1, **sizes))
+    config = SpectralConfig(target_modules="all-linear", task_type="CAUSAL_LM")
+    model = get_peft_model(base, config)
+    model.add_adapter(QUARANTINE, config)
+    activate(model, DEFAULT, QUARANTINE)
+    return model
+
+
+def test_the_quarantine_gets_what_the_deployed_adapter_does_not() -> None:
+    parts = made().gradient(STEP)
+    assert list(parts) == [DEFAULT, QUARANTINE]
+    assert parts[DEFAULT]["a"].tolist() == [0.0, -3.0, 5.0]
+    assert parts[QUARANTINE]["a"].tolist() == [2.0, 0.0, 0.0]
+
+
+def test_the_two_parts_add_up_to_the_gradient() -> None:
+    generator = torch.Generator().manual_seed(0)
+    total = {"a": torch.randn(3, generator=generator)}
+    for gate in ("one_sided", "both_sides", "reverse"):
+        parts = made(direction=settings(gate=gate)).gradient(StepGradients(total, {}, {}, torch.zeros(0)))
+        assert torch.allclose(parts[DEFAULT]["a"] + parts[QUARANTINE]["a"], total["a"], atol=1e-7, rtol=0)
+
+
+def test_switched_off_the_deployed_adapter_gets_everything_and_the_quarantine_exact_zeros() -> None:
+    arm = made(direction=settings(refresh_every=1, purge_moments=True), enabled=False, capacity="span")
+    parts = arm.gradient(STEP)
+    assert parts[DEFAULT] is GRADIENT
+    assert parts[QUARANTINE]["a"].tolist() == [0.0, 0.0, 0.0]
+    arm._purge_due = True
+    assert arm.purge(GRADIENT) is GRADIENT
+    assert arm.update(QUARANTINE, GRADIENT) is GRADIENT
+
+
+def test_capacity_span_keeps_the_quarantines_update_on_the_axes() -> None:
+    arm = made(capacity="span")
+    assert arm.update(QUARANTINE, GRADIENT)["a"].tolist() == [2.0, -3.0, 0.0]
+    assert arm.update(DEFAULT, GRADIENT) is GRADIENT
+    assert made().update(QUARANTINE, GRADIENT) is GRADIENT
+
+
+def test_axes_are_refreshed_on_the_deployed_policy_alone(policy: PeftModel) -> None:
+    source = Watching(policy)
+    arm = made(source, settings(refresh_every=2))
+    for step in range(3):
+        arm.start_step(step)
+    assert source.seen == [[DEFAULT]]
+    assert active(policy) == [DEFAULT, QUARANTINE]
+    assert arm.gradient(STEP)[QUARANTINE]["a"].tolist() == [0.0, 0.0, 5.0]
+
+
+def test_a_refresh_that_fails_leaves_both_adapters_on(policy: PeftModel) -> None:
+    arm = made(Watching(policy, fails=True), settings(refresh_every=1))
+    with pytest.raises(FloatingPointError):
+        arm.start_step(1)
+    assert active(policy) == [DEFAULT, QUARANTINE]
+
+
+def test_a_resumed_arm_continues_with_the_axes_it_had(policy: PeftModel) -> None:
+    arm = made(Watching(policy), settings(refresh_every=2))
+    arm.start_step(2)
+    resumed = made(Watching(policy), settings(refresh_every=2))
+    resumed.load_state(arm.state())
+    assert resumed.gradient(STEP)[DEFAULT]["a"].tolist() == [2.0, -3.0, 0.0]
+
+
+@pytest.mark.parametrize("project", ["update", "both"])
+def test_a_projected_update_is_refused(project: str) -> None:
+    with pytest.raises(ParamsError, match=r"axes.project"):
+        made(direction=settings(project=project))
+
+
+def test_nobody_is_judged_and_the_figures_are_those_of_every_arm() -> None:
+    arm = made()
+    arm.gradient(STEP)
+    assert arm.scores() is None
+    assert arm.figures() == {"basis_overlap": 1.0, "axes": 2.0, "bare_modules": 0.0, "overshoot": 1.0, "flagged": 0.0}
+    assert arm.deploy() == (DEFAULT,)
