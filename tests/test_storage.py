@@ -145,6 +145,7 @@ class TestHashes:
 
         arm = ArmSettings(intervention="measure")
         plain = {"intervention": "measure", "direction": None, "grader": "loophole"}
+        plain |= {"axes": {}, "options": {}, "teacher": None}
         assert storage.sha256_settings({"arm": arm}) == storage.sha256_settings({"arm": plain})
 
     def test_settings_refuse_what_has_no_canonical_form(self):

@@ -39,8 +39,9 @@ STEPS = (
     Column("format_ok", "share with a fenced block that compiles", "above 0.8; falling: the model is breaking"),
     Column(
         "loss",
-        "Dr.GRPO loss: -sum of advantage x ratio over tokens / (rows x longest completion)",
-        "near 0, noisy",
+        "Dr.GRPO loss: -sum of advantage x ratio over tokens / (rows x longest completion); with every advantage at 1 "
+        "in arms that weigh gradients by rollout (gradient_advantage)",
+        "near 0, noisy; not comparable between the two kinds",
     ),
     Column(
         "grad_norm_before",

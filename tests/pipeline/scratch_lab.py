@@ -29,6 +29,9 @@ def write_inputs(root: Path) -> None:
     for scale in params["scales"].values():
         scale["base"].update(path="data/shipped/model", sha256=sha256_file(weights), rebuild=False)
         scale["extract"].update(pairs="data/shipped/pairs.yaml", direction_file=None)
+    for study in params["studies"].values():
+        if "extract" in study:
+            study["extract"]["pairs"] = "data/shipped/pairs.yaml"
     params.update(scale="micro", method="vanilla")
     (root / "params.yaml").write_text(json.dumps(params))  # JSON is YAML 1.2
 

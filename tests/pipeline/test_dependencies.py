@@ -124,8 +124,11 @@ def test_each_arm_lists_its_own_intervention_alone():
             assert modules == {own}, stage
 
 
-def test_every_arm_has_its_stages():
-    arms = set(read_params(ROOT / "params.yaml")["arms"])
+def test_every_arm_of_the_comparison_has_its_stages():
+    params = read_params(ROOT / "params.yaml")
+    roles = params["comparison"]
+    arms = {roles["treatment"], roles["reference"], roles["honest"], *roles["controls"]}
+    assert arms <= params["arms"].keys()  # the others are the studies'
 
     def of(pattern: str) -> set[str]:
         return {match[1] for stage in STAGES if (match := re.fullmatch(pattern, stage))}

@@ -28,6 +28,9 @@ class Lab:
         self.pairs.write_text("pairs: []\n")
         self.micro["base"].update(path="data/shipped/micro", sha256=sha256_file(self.weights), rebuild=False)
         self.micro["extract"].update(pairs="data/shipped/pairs.yaml", direction_file=None)
+        for study in self.params["studies"].values():
+            if "extract" in study:
+                study["extract"]["pairs"] = "data/shipped/pairs.yaml"
 
     def write(self) -> Path:
         path = self.root / "params.yaml"

@@ -93,6 +93,7 @@ def make_lab(root: Path) -> Lab:
     """Copy what a working tree is made of, and run the stages before training in this process."""
     params = json.loads(json.dumps(read_params(ROOT / "params.yaml")))
     params["scale"] = "smoke"
+    del params["studies"]  # they name files of their own
     inputs = params["scales"]["smoke"]
     pairs, model = inputs["extract"]["pairs"], inputs["base"]["path"]
     shutil.copytree(ROOT / model, root / model)
