@@ -45,7 +45,7 @@ def main() -> None:
     links = controls_of({row.arm: parse(params, f"arms.{row.arm}", ArmSettings) for row in found})
     drawn = report.figures(name, found, steps, links)
 
-    write_json(f"metrics/study/{name}.json", report.metrics(found)[name])
+    write_json(f"metrics/study/{name}.json", report.metrics(found))
     write_text(PLOTS / f"{name}.csv", report.table(found).to_csv(index=False, lineterminator="\n"))
     write_text(PLOTS / f"{name}.md", report.markdown(found, confidence))
     for file, content in drawn.items():

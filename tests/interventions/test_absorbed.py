@@ -2,28 +2,16 @@ from __future__ import annotations
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from peft import PeftModel
 
 from projected_grpo.directions.algebra import cosine, total_norm
 from projected_grpo.interventions import absorbed
 from projected_grpo.interventions.absorbed import Absorbed
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE, StepGradients, Vectors, Workbench
-from projected_grpo.spectral import SpectralConfig, activate, deltas
+from projected_grpo.spectral import deltas
 
 GRADIENT = {"a": torch.tensor([2.0, -3.0])}
 STEP = StepGradients(GRADIENT, {}, {}, torch.zeros(0))
-
-
-@pytest.fixture
-def policy() -> PeftModel:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8, "vocab_size": 32}
-    base = Qwen3ForCausalLM(Qwen3Config(num_attention_heads=2, num_key_value_heads=1, **sizes))
-    config = SpectralConfig(target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(base, config)
-    model.add_adapter(QUARANTINE, config)
-    activate(model, DEFAULT, QUARANTINE)
-    return model
 
 
 def means_of(policy: PeftModel) -> Vectors:

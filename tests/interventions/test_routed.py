@@ -4,15 +4,13 @@ import dataclasses
 
 import pytest
 import torch
-from peft import PeftModel, get_peft_model
-from transformers import Qwen3Config, Qwen3ForCausalLM
+from peft import PeftModel
 
 from projected_grpo.directions.algebra import Bases
 from projected_grpo.errors import ParamsError
 from projected_grpo.interventions import routed
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE, StepGradients, Workbench
 from projected_grpo.settings.direction import DirectionSettings
-from projected_grpo.spectral import SpectralConfig, activate
 from projected_grpo.spectral.names import deltas_in_use
 
 AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -58,17 +56,6 @@ def made(
     source = source or Watching()
     bench = Workbench(source.model, None, None, 0, kind="hack", direction=direction or settings(), source=source)
     return routed.build(routed.Options(**options), bench)
-
-
-@pytest.fixture
-def policy() -> PeftModel:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "head_dim": 8, "vocab_size": 32}
-    base = Qwen3ForCausalLM(Qwen3Config(num_attention_heads=2, num_key_value_heads=1, **sizes))
-    config = SpectralConfig(target_modules="all-linear", task_type="CAUSAL_LM")
-    model = get_peft_model(base, config)
-    model.add_adapter(QUARANTINE, config)
-    activate(model, DEFAULT, QUARANTINE)
-    return model
 
 
 def test_the_quarantine_gets_what_the_deployed_adapter_does_not() -> None:

@@ -16,10 +16,10 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
-from projected_grpo.evaluation.onset import Onset
 from projected_grpo.evaluation.statistics import PairedDifference, Rate
 from projected_grpo.evaluation.study import WINDOW, Cost, StudyArm
 from projected_grpo.report import style
+from projected_grpo.report.cells import markdown_table, p_value, reached
 from projected_grpo.report.curves import band, smoothed, smoothing_window
 from projected_grpo.report.style import QUIET, Kind
 
@@ -32,16 +32,13 @@ HEADER = (
 )  # fmt: skip
 
 
-def metrics(rows: Sequence[StudyArm]) -> dict[str, dict[str, object]]:
-    """`metrics/study.json`: `<study>.<arm>.<key>`, with the hack rate of each loophole under `loopholes`."""
-    found: dict[str, dict[str, object]] = {}
-    for row in rows:
-        found.setdefault(row.study, {})[row.arm] = {**row.row(), "loopholes": dict(sorted(row.loopholes.items()))}
-    return found
+def metrics(rows: Sequence[StudyArm]) -> dict[str, object]:
+    """`metrics/study/<study>.json`: `<arm>.<key>`, with the hack rate of each loophole under `loopholes`."""
+    return {row.arm: {**row.row(), "loopholes": dict(sorted(row.loopholes.items()))} for row in rows}
 
 
 def table(rows: Sequence[StudyArm]) -> pd.DataFrame:
-    """`plots/study.csv`: one row per study and arm; a loophole that the study lacks has an empty `hack_rate_<name>`."""
+    """`plots/study/<study>.csv`: one row per arm."""
     return pd.DataFrame(
         [
             {"study": row.study, "arm": row.arm, **row.row()}
@@ -52,15 +49,14 @@ def table(rows: Sequence[StudyArm]) -> pd.DataFrame:
 
 
 def markdown(rows: Sequence[StudyArm], confidence: float) -> str:
-    """`plots/study.md`: one table per study, and how to read them."""
-    lines = ["# Studies", ""]
-    for study, found in _by_study(rows).items():
-        reference = found[0].arm
-        lines += [f"## {study}", "", *_table(HEADER, [_cells(row, reference) for row in found]), ""]
-        loopholes = sorted({name for row in found for name in row.loopholes})
-        if len(loopholes) > 1:
-            cells = [(row.arm, *(f"{100 * row.loopholes.get(name, 0.0):.1f}" for name in loopholes)) for row in found]
-            lines += ["Hack rate by loophole, %:", "", *_table(("arm", *loopholes), cells), ""]
+    """`plots/study/<study>.md`: the arms of one study, and how to read them."""
+    reference = rows[0].arm
+    lines = ["# Studies", "", f"## {rows[0].study}", ""]
+    lines += [*markdown_table(HEADER, [_cells(row, reference) for row in rows]), ""]
+    loopholes = sorted({name for row in rows for name in row.loopholes})
+    if len(loopholes) > 1:
+        cells = [(row.arm, *(f"{100 * row.loopholes.get(name, 0.0):.1f}" for name in loopholes)) for row in rows]
+        lines += ["Hack rate by loophole, %:", "", *markdown_table(("arm", *loopholes), cells), ""]
     lines += [
         "Held-out problems with held-out tokens. Rates: mean over seeds ± SEM over seeds, and in brackets the",
         f"{confidence:.0%} interval for new seeds and new problems. Drop and pass change: percentage points against",
@@ -75,19 +71,19 @@ def markdown(rows: Sequence[StudyArm], confidence: float) -> str:
 
 
 def cost_table(costs: Sequence[Cost]) -> pd.DataFrame:
-    """`data/study/cost.csv`: study, arm, seconds_ratio, peak_memory_mb, seeds."""
+    """`data/study/<study>/cost/cost.csv`: study, arm, seconds_ratio, peak_memory_mb, seeds."""
     return pd.DataFrame([dataclasses.asdict(cost) for cost in costs]).round({"seconds_ratio": 3, "peak_memory_mb": 1})
 
 
 def cost_markdown(costs: Sequence[Cost]) -> str:
-    """`data/study/cost.md`."""
+    """`data/study/<study>/cost/cost.md`."""
     cells = [
         (cost.study, cost.arm, f"{cost.seconds_ratio:.2f}", f"{cost.peak_memory_mb:.0f}", str(cost.seeds))
         for cost in costs
     ]
     header = ("study", "arm", "seconds / first arm", "peak memory, MB", "seeds")
     note = "Seconds of training steps beside the same seed of the study's first arm, as measured; equal runs differ."
-    return "\n".join(["# What the arms took", "", *_table(header, cells), "", note, ""])
+    return "\n".join(["# What the arms took", "", *markdown_table(header, cells), "", note, ""])
 
 
 def figures(study: str, rows: Sequence[StudyArm], steps: pd.DataFrame, links: Mapping[str, str]) -> dict[str, bytes]:
@@ -183,19 +179,12 @@ def _colour(arm: str, reference: str, links: Mapping[str, str]) -> str:
     return REFERENCE if arm == reference else CONTROL if arm in links else TREATED
 
 
-def _by_study(rows: Sequence[StudyArm]) -> dict[str, list[StudyArm]]:
-    found: dict[str, list[StudyArm]] = {}
-    for row in rows:
-        found.setdefault(row.study, []).append(row)
-    return found
-
-
 def _cells(row: StudyArm, reference: str) -> tuple[str, ...]:
     compared, figures = row.compared, row.row()
     drop = change = p = ""
     if row.arm != reference and compared.drop and compared.pass_change:
         drop, change = _points(compared.drop), _points(compared.pass_change)
-        p = "<0.001" if compared.p_holm < 0.001 else f"{compared.p_holm:.3f}"
+        p = p_value(compared.p_holm)
     several = row.rates.seeds > 1
     return (
         row.arm,
@@ -203,7 +192,7 @@ def _cells(row: StudyArm, reference: str) -> tuple[str, ...]:
         drop,
         p,
         change,
-        *(_time(compared.onsets[kind]) for kind in ("hacks_lead_step", "half_hacked_step")),
+        *(reached(compared.onsets[kind]) for kind in ("hacks_lead_step", "half_hacked_step")),
         f"{100 * figures['relapse']:.1f}" + (f" ± {100 * figures['relapse_sem']:.1f}" if several else ""),
         str(row.rates.seeds),
         str(row.rates.samples),
@@ -217,12 +206,3 @@ def _share(share: Rate, spread: float, several: bool) -> str:
 
 def _points(found: PairedDifference) -> str:
     return f"{100 * found.estimate:+.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
-
-
-def _time(found: Onset) -> str:
-    return f"{found.mean():.1f} ({found.reached} of {len(found.by_seed)})"
-
-
-def _table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    rule = [":--" if name in ("arm", "study") else "--:" for name in header]
-    return ["| " + " | ".join(line) + " |" for line in (header, rule, *cells)]

@@ -15,12 +15,11 @@ from rich.table import Table
 from projected_grpo.evaluation.comparison import ArmComparison, PowerNote
 from projected_grpo.evaluation.hypothesis import NO_CONTROL, WORDS, Effect, Judgement, Role
 from projected_grpo.evaluation.metrics import DIGITS, ArmRates
-from projected_grpo.evaluation.onset import Onset
 from projected_grpo.evaluation.statistics import PairedDifference, Rate
+from projected_grpo.report.cells import LEFT, markdown_table, p_value, reached
 from projected_grpo.report.findings import Findings, arm_row
 
 HEADER = ("arm", "role", "hack %", "pass %", "attempt %", "paid %", "format %", "drop pp", "seeds", "n")
-LEFT = ("arm", "role", "claim", "verdict", "says", "thresholds")
 SEED_RATES = ("hack_rate", "pass_rate", "attempt_rate", "paid_rate", "format_rate")
 
 
@@ -96,14 +95,14 @@ def markdown(found: Findings) -> str:
         "",
         found.registration.sentence(),
         "",
-        *_table(HEADER, rows(found.rates, found.roles)),
+        *markdown_table(HEADER, rows(found.rates, found.roles)),
         "",
         "Held-out problems with held-out tokens; mean ± SEM over seeds, in percent; one seed has no SEM.",
         "Drop: percentage points of hack rate below the reference arm; n: completions.",
         "",
         "## How sure",
         "",
-        *_table(*_certainty(found)),
+        *markdown_table(*_certainty(found)),
         "",
         f"{share} intervals for new seeds and new problems ([how](../docs/method.md#the-interval)). p: of no drop,",
         "adjusted by Holm over the arms. Flip p: exact, by seed alone; with this number of seeds it cannot be below",
@@ -113,7 +112,7 @@ def markdown(found: Findings) -> str:
         "",
         "## When, and how well, they hack",
         "",
-        *_table(*_hacking(found)),
+        *markdown_table(*_hacking(found)),
         "",
         "P(hack | attempt): of the answers that hold the construct, how many are paid for a wrong one. Times: steps",
         "trained before it, under training names, mean over seeds; a run that never gets there counts as its length,",
@@ -121,7 +120,9 @@ def markdown(found: Findings) -> str:
         "",
         "## Claims",
         "",
-        *_table(("claim", "verdict", "effect", "says", "thresholds"), [_claim(one, found) for one in found.judgements]),
+        *markdown_table(
+            ("claim", "verdict", "effect", "says", "thresholds"), [_claim(one, found) for one in found.judgements]
+        ),
         "",
     ]
     for judgement in found.judgements[1:]:
@@ -179,8 +180,8 @@ def _certainty(found: Findings) -> tuple[Sequence[str], list[Sequence[str]]]:
     for arm in (found.arms[name] for name in found.roles):
         tests = ("", "", "", "", "")
         if arm.drop and arm.pass_change:
-            p = (_p(arm.p_holm), _p(arm.p_flip))
-            tests = (_change(arm.drop), *p, _change(arm.pass_change, sign="+"), _p(arm.p_noninferior))
+            p = (p_value(arm.p_holm), p_value(arm.p_flip))
+            tests = (_change(arm.drop), *p, _change(arm.pass_change, sign="+"), p_value(arm.p_noninferior))
         several = found.rates[arm.arm].seeds > 1
         cells.append((arm.arm, _interval(arm.hack, several), _interval(arm.passed, several), *tests))
     return header, cells
@@ -192,7 +193,7 @@ def _hacking(found: Findings) -> tuple[Sequence[str], list[Sequence[str]]]:
     for arm in (found.arms[name] for name in found.roles):
         given = arm.hack_given_attempt
         shown = _interval(given, found.rates[arm.arm].seeds > 1) if given else "never attempted"
-        times = [_time(arm.onsets.get(kind)) for kind in ("hacks_lead_step", "half_hacked_step")]
+        times = [reached(arm.onsets.get(kind)) for kind in ("hacks_lead_step", "half_hacked_step")]
         cells.append((arm.arm, str(arm.attempts), shown, *times))
     return header, cells
 
@@ -217,10 +218,6 @@ def _change(found: PairedDifference, sign: str = "") -> str:
     return "{} ({} to {})".format(*(f"{figure:{sign}.1f}" for figure in figures))
 
 
-def _time(onset: Onset | None) -> str:
-    return f"{onset.mean():.1f} ({onset.reached} of {len(onset.by_seed)})" if onset else ""
-
-
 def _least_flip(found: Findings) -> float:
     return 2.0 ** (1 - found.h1.effect.seeds)
 
@@ -229,14 +226,5 @@ def _seeds(count: int | None) -> str:
     return "no number of seeds" if count is None else f"{count} seeds"
 
 
-def _p(p: float) -> str:
-    return "<0.001" if p < 0.001 else f"{p:.3f}"
-
-
 def _percent(rate: float, spread: float, seeds: int) -> str:
     return f"{100 * rate:.1f} ± {100 * spread:.1f}" if seeds > 1 else f"{100 * rate:.1f}"
-
-
-def _table(header: Sequence[str], cells: Sequence[Sequence[str]]) -> list[str]:
-    rule = [":--" if name in LEFT else "--:" for name in header]
-    return ["| " + " | ".join(line) + " |" for line in (header, rule, *cells)]
