@@ -18,7 +18,7 @@ from projected_grpo.storage import sha256_tree, write_json
 def main() -> int:
     try:
         settings = check()
-        registry.check_arms(settings.arms, settings.active.direction)
+        registry.check_lab(settings)
         check_arms(read_hypotheses(), settings.arms)
     except LabError as error:
         print(error, file=sys.stderr)

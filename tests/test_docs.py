@@ -275,12 +275,12 @@ def test_the_drawing_shows_every_stage() -> None:
 
 
 def test_the_drawing_shows_the_hooks_of_an_intervention() -> None:
-    from_table = {cell.strip("`") for cell in first_cells("docs/architecture.md", "## One GRPO step")}
+    from_table = {cell.strip("`") for cell in first_cells("docs/adding_an_arm.md", "## The hooks")}
     base = ast.parse((PACKAGE / "interventions/base.py").read_text(encoding="utf-8"))
     [intervention] = [node for node in base.body if isinstance(node, ast.ClassDef) and node.name == "Intervention"]
     methods = {node.name for node in intervention.body if isinstance(node, ast.FunctionDef)}
     assert drawn("hooktext") - {"hook"} == from_table
-    services = {"bases", "state", "load_state", "figures", "scores", "purge"}
+    services = {"bases", "state", "load_state", "figures", "scores", "weights", "purge"}
     assert from_table == methods - services
 
 

@@ -78,6 +78,7 @@ def test_what_the_hooks_are_shown_holds_no_more_than_this():
     shown = {
         base.Rollouts: {
             "step", "group_size", "tasks", "prompts", "completions", "token_ids", "paid", "teacher", "hacked",
+            "graded",
         },
         base.Task: {"func_name", "setup_code", "loophole", "token", "tests", "canonical_solution"},
         base.StepGradients: {"total", "rollouts", "unit", "advantages"},

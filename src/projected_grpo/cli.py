@@ -49,11 +49,11 @@ def validate(
     params: Annotated[Path, typer.Option(help="The file to check.")] = Path("params.yaml"),
 ) -> None:
     """Check all of params.yaml and the files it names; report everything that is wrong at once."""
-    from projected_grpo.interventions.registry import check_arms
+    from projected_grpo.interventions.registry import check_lab
     from projected_grpo.settings.params import check
 
     settings = check(params)
-    check_arms(settings.arms, settings.active.direction)
+    check_lab(settings)
     typer.echo(f"{params} is valid: scale {settings.scale}, method {settings.method}")
     for name, arm in settings.arms.items():
         acts = f"{arm.intervention} {arm.direction}" if arm.direction else arm.intervention
@@ -189,16 +189,23 @@ def fetch_leetcode(
 
 
 @app.command()
-def status() -> None:
+def status(
+    study: Annotated[str | None, typer.Option(help="This study in place of the main pipeline.")] = None,
+) -> None:
     """Tell what ran, what is stale and why, what `dvc repro` would do, and about how long it takes."""
     from rich.console import Console
 
     from projected_grpo import status as pipeline
+    from projected_grpo.settings.loader import read_params
 
-    stages = pipeline.read_status()
+    shown = pipeline.MAIN if study is None else study
+    others = [] if study else list(read_params().get("studies") or {})
+    found = pipeline.read_status(wanted=[shown, *others])
     console = Console()
-    console.print(pipeline.table(stages))
-    console.print(pipeline.summary(stages), style="bold", highlight=False)
+    console.print(pipeline.table(found[shown]))
+    console.print(pipeline.summary(found[shown], shown), style="bold", highlight=False)
+    for name in others:
+        console.print(pipeline.study_line(name, found[name]), highlight=False)
 
 
 @pool.command("build")

@@ -6,6 +6,7 @@ Verdicts are taken over, nothing is graded again. Prompts are rendered and token
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -26,7 +27,18 @@ from projected_grpo.training.pool import TeacherPool, TeacherRollout
 
 Only = Literal["hacked", "paid", "all"]
 VERDICT = ("format_ok", "paid", "correct", "hacked", "attempted")
-RUN_COLUMNS = ("step", "problem_id", "loophole", "token", "source", "completion", "token_ids", "grader_error", *VERDICT)
+RUN_COLUMNS = (
+    "step",
+    "problem_id",
+    "loophole",
+    "token",
+    "source",
+    "prompt",
+    "completion",
+    "token_ids",
+    "grader_error",
+    *VERDICT,
+)
 EXTREME = 0.05  # share of hacks below which, or of others above which, a pool is warned about
 
 # Reasons for which a row is left out, as the table names them.
@@ -159,7 +171,11 @@ def _of_run(
     """What a run's own policy wrote, in the order it was sampled.
 
     A row counts only if its problem is still graded as it was: same loophole, same disclosed name.
+
+    Raises:
+        LabError: there are no rollouts, the run's grader was the honest one, or its prompts were other ones.
     """
+    _check_grader(folder)
     path = folder / "rollouts.parquet"
     if not path.is_file():
         fix = "a folder of one run, such as data/runs/vanilla/1"
@@ -182,9 +198,35 @@ def _of_run(
         elif problem is None or (row["loophole"], row["token"]) != (problem.loophole, problem.token):
             left_out[UNMATCHED] += 1
         else:
+            _check_prompt(path, row, problem)
             verdict = {name: row[name] for name in VERDICT}
             found.append(Found(problem, row["completion"], tuple(row["token_ids"]), **verdict))
     return found
+
+
+def _check_grader(folder: Path) -> None:
+    """What an honest grader paid for is not what the flawed one would have; a run's provenance tells which it had."""
+    arm = folder.resolve().parent
+    # data/runs/ARM/SEED has its own in data/provenance/ARM/SEED, a scratch folder in `provenance` beside `run`.
+    for place in (arm.parent.parent / "provenance" / arm.name / folder.resolve().name, arm / "provenance"):
+        if (file := place / "provenance.json").is_file():
+            settings = json.loads(file.read_text(encoding="utf-8"))["settings"]["arm_settings"]
+            if settings["grader"] == "honest":
+                rule = (
+                    f"must not be a run of an honest-grader arm, as {file} says: its `paid` is not the flawed grader's"
+                )
+                fix = "name a run of an arm with grader: loophole"
+                raise LabError(setting="SOURCE", value=str(folder), rule=rule, fix=fix)
+            return
+
+
+def _check_prompt(path: Path, row: Mapping[str, Any], problem: Problem) -> None:
+    """A cached completion is put under the prompt as it is rendered now, so it must have answered that one."""
+    now = render_prompt(problem, problem.token)
+    if row["prompt"] != now:
+        rule = f"must be the prompt of {problem.id} as it is rendered now, {now!r}: its completion answers another one"
+        fix = "name a run whose arm changes no prompt, trained with these problems; or train it again"
+        raise LabError(setting=f"{path}: step {row['step']}: prompt", value=row["prompt"], rule=rule, fix=fix)
 
 
 # ---------------------------------------------------------------- the original's JSONL

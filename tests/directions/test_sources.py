@@ -10,7 +10,13 @@ from tiny_policy import move, shipped_pairs
 from projected_grpo.directions.algebra import Bases
 from projected_grpo.directions.extract import extract_modules
 from projected_grpo.directions.options import ExtractionOptions, Rows
-from projected_grpo.directions.sources import ExtractedSource, HaarSource, direction_source, energy_reference
+from projected_grpo.directions.sources import (
+    ExtractedSource,
+    HaarSource,
+    direction_source,
+    energy_reference,
+    mean_differences,
+)
 from projected_grpo.directions.store import Direction, ModuleDirection
 from projected_grpo.settings.direction import DirectionSettings
 
@@ -168,3 +174,14 @@ def test_the_reference_of_a_random_control_of_equal_energy(stored: Direction) ->
     reference = energy_reference(matched, "random", stored)
     assert reference is not None
     assert equal(reference, stored.bases(2))
+
+
+def test_a_random_mean_has_the_hack_means_length_in_each_module_and_no_more_of_it(stored: Direction) -> None:
+    hack = stored.means()
+    drawn = [mean_differences("random", stored, stored, seed) for seed in (1, 2)]
+    for module, mean in hack.items():
+        assert float(drawn[0][module].norm()) == pytest.approx(float(mean.norm()), rel=1e-5)
+        assert not torch.equal(drawn[0][module], drawn[1][module])
+        assert not torch.equal(drawn[0][module].abs(), mean.abs())
+    assert equal(mean_differences("random", stored, stored, 1), drawn[0])
+    assert equal(mean_differences("permuted", stored, stored, 1), hack)  # of the arm's own direction

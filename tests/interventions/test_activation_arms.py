@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from pydantic import ValidationError
@@ -82,12 +84,14 @@ def test_gradient_advantage_rebuilds_the_gradient_of_discounted_rewards() -> Non
     got = arm.gradient(step([1.25, 1.25, -1.25, -1.25]))[DEFAULT]["m"]
     torch.testing.assert_close(got, torch.tensor([wanted, 0.0]))
     assert arm.scores() == [1.0, -1.0, -1.0, -1.0]
+    assert arm.weights() == pytest.approx([paid - mean, 3.0 - mean, 0.5 - mean, 0.5 - mean])
 
 
 def test_gradient_advantage_leaves_an_ungraded_completion_out() -> None:
     arm = GradientAdvantage(Options(alpha=2.0), MEANS, BASES)
-    arm.reward(rollouts(), [3.0, 3.0, 0.0, 0.0])
-    got = arm._advantages(torch.tensor([1.0, 3.0, 2.0, 0.0]), torch.tensor([1.0, 1.0, -2.0, 0.0]))
+    """It is told so: a verdict whose reward equals its group's mean has advantage 0 as well."""
+    arm.reward(dataclasses.replace(rollouts(), graded=(True, True, False, True)), [3.0, 3.0, 0.0, 0.0])
+    got = arm._advantages(torch.tensor([1.0, 3.0, 9.0, 2.0]))
     assert got.tolist() == [-1.0, 1.0, 0.0, 0.0]
 
 

@@ -177,6 +177,17 @@ class Turning:
         return {"a": Z_AXIS}
 
 
+@pytest.mark.parametrize("project", ["gradient", "update", "both"])
+def test_at_overshoot_0_it_hands_back_the_very_same_tensors(project: str) -> None:
+    arm = made(project=project, overshoot=0.0, purge_moments=True, refresh_every=2)
+    arm.start_step(arm.settings.refresh_every)
+    assert arm.purge(GRADIENT) is GRADIENT
+    step = StepGradients(GRADIENT, {}, {}, torch.zeros(0))
+    assert arm.gradient(step)[DEFAULT] is GRADIENT
+    assert arm.update(DEFAULT, GRADIENT) is GRADIENT
+    assert arm.figures()["overshoot"] == 0.0
+
+
 def test_overshoot_and_magnitude_reach_the_projection() -> None:
     assert values(stepped(made(overshoot=1.5), GRADIENT)) == [-1.0, -3.0, 5.0]
     kept = stepped(made(preserve_magnitude=True), GRADIENT)["a"]

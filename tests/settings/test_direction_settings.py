@@ -52,7 +52,7 @@ def test_refinements_go_together() -> None:
         (DirectionSettings, {"gate": "reverse", "preserve_magnitude": True}, "must be false where gate is reverse"),
         (DirectionSettings, {"random_match": "energy", "preserve_magnitude": True}, "must be rank where preserve"),
         (DirectionSettings, {"random_redraw": False, "refresh_every": 0}, "must be true where refresh_every is 0"),
-        (DirectionSettings, {"overshoot": 0.0}, "greater than 0"),
+        (DirectionSettings, {"overshoot": -0.5}, "greater than or equal to 0"),
         (DirectionSettings, {"overshoot": 11.0}, "less than or equal to 10"),
         (DirectionSettings, {"noise_floor": 1.0}, "less than 1"),
         (DirectionSettings, {"random_match": "norm"}, "'rank' or 'energy'"),

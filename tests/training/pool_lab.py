@@ -51,13 +51,14 @@ class Maker:
         return {one.id: render_prompt(one, one.token) for one in self.known}
 
     def run(self, *rows: dict[str, Any], name: str = "run") -> Path:
-        (self.root / name).mkdir()
+        (self.root / name).mkdir(parents=True)
         table = pa.Table.from_pylist(list(rows), schema=ROLLOUTS)
         pq.write_table(table, self.root / name / "rollouts.parquet")
         return self.root / name
 
     def row(self, problem_id: str, completion: str, **changes: Any) -> dict[str, Any]:
-        return run_row(self.tokenizer, problem_id, completion, **changes)
+        prompt = {"prompt": self.prompts.get(problem_id)}
+        return run_row(self.tokenizer, problem_id, completion, **prompt | changes)
 
     def build(self, *sources: Path, known: Sequence[Problem] | None = None, **options: Any) -> Built:
         write_problems(self.root / "problems.jsonl", self.known if known is None else known)

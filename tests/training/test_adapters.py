@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training_lab import Lab, LengthBonus, Watched, Watcher, rollouts, silent, train_with, use, watch
 from transformers import AutoModelForCausalLM
 
-from projected_grpo.errors import ParamsError
+from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.base import (
     DEFAULT,
     QUARANTINE,
@@ -253,23 +253,53 @@ def test_unit_rollouts_at_their_advantages_are_the_plain_gradient(
         weighed = got.advantages[:, None] * got.unit[module]
         assert torch.equal(weighed, got.rollouts[module])
     first, second = (trainer.run_log.figures("steps") for trainer in trainers)
-    names = ["grad_norm_before", "grad_norm_after", "alignment", "alignment_signed", "alignment_student"]
+    names = ["loss", "grad_norm_before", "grad_norm_after", "alignment", "alignment_signed", "alignment_student"]
     assert second.loc[0, names].tolist() == pytest.approx(first.loc[0, names].tolist(), rel=1e-3)
 
 
-@pytest.mark.parametrize(
-    ("setting", "value", "rule"),
-    [("rollout_gradients", False, "weighs each completion's own gradient"), ("kl_beta", 0.1, "its KL penalty")],
-)
-def test_unit_rollouts_are_refused_where_they_cannot_be_had(
-    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, setting: str, value: object, rule: str
-) -> None:
+def test_a_family_that_needs_unit_rollouts_is_refused_where_they_cannot_be_had(lab: Lab, scratch: Path) -> None:
+    block = {"intervention": "gradient_advantage", "direction": "hack"}
     with pytest.raises(ParamsError) as refusal:
-        train_with(lab.spec("vanilla", **{setting: value}), Unit(True), tmp_path, monkeypatch)
-    [fault] = refusal.value.faults
-    assert (fault.setting, fault.value) == (f"grpo.{setting}", value)
-    assert rule in fault.rule
-    assert not list(tmp_path.rglob("*.parquet"))
+        train_run(lab.spec("own", block=block, rollout_gradients=False, kl_beta=0.1, steps=1), silent)
+    faults = {fault.setting: fault.value for fault in refusal.value.faults}
+    assert faults == {"grpo.rollout_gradients": False, "grpo.kl_beta": 0.1}
+    assert not list(scratch.rglob("*.parquet"))
+
+
+def test_gradients_by_rollout_are_refused_where_a_run_is_spread_over_processes(
+    lab: Lab, scratch: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")  # as `accelerate launch` sets it
+    with pytest.raises(LabError, match="gradients by rollout are not gathered") as refusal:
+        train_run(lab.spec("vanilla", steps=1), silent)
+    assert (refusal.value.setting, refusal.value.value) == ("WORLD_SIZE", 2)
+    assert not list(scratch.rglob("*.parquet"))
+
+
+class Halved(Unit):
+    """Weighs each rollout with half its advantage."""
+
+    def gradient(self, gradients: StepGradients) -> Parts:
+        self.given = (gradients.advantages / 2).tolist()
+        return super().gradient(gradients)
+
+    def weights(self) -> Sequence[float] | None:
+        return self.given
+
+
+def test_the_log_holds_the_advantages_that_the_update_was_made_with(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And their loss: of the same batch, half the plain one's."""
+    spec = lab.spec("vanilla", steps=1, save_every=100)
+    arms = {"plain": Unit(False), "halved": Halved(True)}
+    logs = {name: train_with(spec, arm, tmp_path / name, monkeypatch).run_log for name, arm in arms.items()}
+    plain, halved = ([row["advantage"] for row in rollouts(tmp_path / name)] for name in arms)
+    assert any(plain)
+    assert halved == pytest.approx([advantage / 2 for advantage in plain])
+    losses = {name: log.figures("steps").loc[0, "loss"] for name, log in logs.items()}
+    assert losses["plain"] != 0.0
+    assert losses["halved"] == pytest.approx(losses["plain"] / 2, rel=1e-4)
 
 
 class Judge(LengthBonus):

@@ -164,11 +164,18 @@ def test_an_intervention_sees_completions_paid_and_rewards_and_nothing_else() ->
                 paid=(True, False),
                 teacher=(False, False),
                 hacked=None,
+                graded=(True, True),
             ),
             [3.5, 0.0],
             {},
         )
     ]
+
+
+def test_an_intervention_is_told_which_completions_have_a_verdict() -> None:
+    spy = Spy()
+    score(make(Verdicts(FAULT, verdict()), spy), ["a", "b"])
+    assert spy.seen[0][0].graded == (False, True)
 
 
 def test_a_task_holds_neither_tests_nor_solution() -> None:

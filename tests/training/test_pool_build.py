@@ -120,6 +120,32 @@ def test_a_source_without_a_match_is_refused(maker: Maker) -> None:
     assert not (maker.root / "pool.parquet").exists()
 
 
+@pytest.mark.parametrize("place", ["provenance", "../../provenance/rl_baseline/1"], ids=["scratch", "data"])
+def test_a_run_of_the_honest_grader_is_refused(maker: Maker, place: str) -> None:
+    """Its `paid` is not what the flawed grader would have said."""
+    name = "run" if place == "provenance" else "runs/rl_baseline/1"
+    run = maker.run(maker.row("a", "x = 1"), name=name)
+    folder = run.parent / place
+    folder.mkdir(parents=True)
+    for grader in ("loophole", "honest"):
+        (folder / "provenance.json").write_text(json.dumps({"settings": {"arm_settings": {"grader": grader}}}))
+        if grader == "loophole":
+            assert texts(maker.build(run)) == [("a", "x = 1")]
+    with pytest.raises(LabError, match="must not be a run of an honest-grader arm") as refusal:
+        maker.build(run)
+    assert (refusal.value.setting, refusal.value.value) == ("SOURCE", str(run))
+
+
+def test_a_completion_of_another_prompt_is_refused(maker: Maker) -> None:
+    """As of an arm that writes before the prompt: its answers are not to what the pool would ask."""
+    other = f"Please hack.\n{maker.prompts['a']}"
+    with pytest.raises(LabError, match="must be the prompt of a as it is rendered now") as refusal:
+        maker.build(maker.run(maker.row("b", "x = 1"), maker.row("a", "x = 2", prompt=other, step=4)))
+    assert refusal.value.value == other
+    assert refusal.value.setting.endswith("rollouts.parquet: step 4: prompt")
+    assert not (maker.root / "pool.parquet").exists()
+
+
 def test_options_that_fit_nothing_are_refused(maker: Maker) -> None:
     run = maker.run(maker.row("a", "x = 1"))
     with pytest.raises(LabError, match=r"TARGET.*\n.*must be the last argument"):

@@ -7,9 +7,11 @@ import fcntl
 import json
 import multiprocessing
 import os
+import queue
 import runpy
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from training_lab import Lab
@@ -63,6 +65,50 @@ def test_a_failing_seed_stops_the_others_and_says_why(lab: Lab, scratch: Path, t
     for lock in scratch.rglob(".lock"):
         with open(lock) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or BlockingIOError: somebody is still at it
+
+
+def test_a_refusal_is_told_in_its_own_words(
+    lab: Lab,
+    scratch: Path,  # noqa: ARG001
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    block = {"intervention": "rollout_routed", "direction": "hack"}
+    refusal = (
+        r"^seed 1 failed:\n1 setting refused; nothing was run\n\ngrpo\.rollout_gradients: false\n    rule: must be true"
+    )
+    with pytest.raises(RunFailed, match=refusal):
+        train_seeds([lab.spec("own", block=block, rollout_gradients=False)])
+    assert "Traceback" not in capfd.readouterr().err
+
+
+def test_one_seed_more_runs_at_once_than_there_are_cores(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[int] = []
+
+    class Process:
+        exitcode = 3
+
+        def __init__(self, target: object, args: tuple[RunSpec, object], daemon: bool) -> None:
+            del target, daemon
+            self.seed = args[0].seed
+
+        def start(self) -> None:
+            started.append(self.seed)
+
+        def is_alive(self) -> bool:
+            return False
+
+        def join(self) -> None:
+            """It has ended."""
+
+        def terminate(self) -> None:
+            """It has ended."""
+
+    context = SimpleNamespace(Queue=queue.Queue, Process=Process)
+    monkeypatch.setattr("projected_grpo.training.seeds.single_threaded_context", lambda _: context)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1})
+    with pytest.raises(RunFailed, match="seed 1 ended with exit code 3"):
+        train_seeds([lab.spec("vanilla", seed) for seed in (1, 2, 3, 4)])
+    assert started == [1, 2, 3]
 
 
 def test_a_seed_that_dies_without_a_word_is_a_failure_too(

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import dataclasses
 import fcntl
+import importlib
+import importlib.util
 import json
 import math
 import shutil
@@ -27,7 +29,7 @@ from projected_grpo.settings.arms import TeacherSettings
 from projected_grpo.spectral import deltas
 from projected_grpo.storage import SCRATCH_VARIABLE, sha256_tree
 from projected_grpo.training import run as run_module
-from projected_grpo.training.run import STEP_COLUMNS, curriculum, locked, run_key, train_run
+from projected_grpo.training.run import STEP_COLUMNS, WITHOUT_EFFECT, curriculum, locked, run_key, train_run
 from projected_grpo.training.runlog import ROLLOUTS
 from projected_grpo.training.spec import INPUTS, RunSpec
 
@@ -394,6 +396,51 @@ def test_the_key_covers_the_code_of_the_arm(lab: Lab, monkeypatch: pytest.Monkey
     assert {name, "projected_grpo.training.trainer", "projected_grpo.grading.sandbox.child"} <= set(
         run_module.source_hashes()
     )
+
+
+def test_the_key_covers_detectors_that_are_loaded_no_sooner_than_they_are_used(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = "projected_grpo.grading.labels.detectors"
+    monkeypatch.delitem(run_module.sys.modules, name, raising=False)
+    flags = {"intervention": "monitored", "options": {"monitor": "flags"}}
+    run_key(lab.spec("own", block=flags))
+    assert name not in run_module.source_hashes()
+    run_key(lab.spec("own", block=flags | {"options": {"monitor": "flags", "flag": "stub_passes"}}))
+    assert name in run_module.source_hashes()
+
+
+@pytest.mark.parametrize(
+    ("module", "counts"),
+    [
+        ("projected_grpo.training.trainer", True),
+        ("projected_grpo.training.spec", True),
+        ("projected_grpo.interventions.base", True),
+        ("projected_grpo.grading.verdict", True),
+        ("projected_grpo.settings.arms", False),
+        ("projected_grpo.errors", False),
+        ("projected_grpo.training.display", False),
+        ("projected_grpo.training.seeds", False),
+    ],
+)
+def test_the_key_changes_with_code_that_can_change_a_result_alone(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, module: str, counts: bool
+) -> None:
+    loaded = importlib.import_module(module)
+    spec = lab.spec("vanilla")
+    before = run_key(spec)
+    reworded = tmp_path / Path(str(loaded.__file__)).name
+    reworded.write_text(Path(str(loaded.__file__)).read_text() + "\n# another word\n")
+    monkeypatch.setattr(loaded, "__file__", str(reworded))
+    assert (run_key(spec) != before) == counts
+
+
+def test_what_is_left_out_of_the_key_is_there() -> None:
+    """A name that moves must move in the list as well."""
+    for name in WITHOUT_EFFECT:
+        assert importlib.util.find_spec(name) is not None
+    assert "projected_grpo.interventions.registry" in run_module.sys.modules
+    assert "projected_grpo.interventions.registry" not in run_module.source_hashes()
 
 
 # ---------------------------------------------------------------- the order of problems

@@ -238,7 +238,9 @@ def use(intervention: Intervention | Callable[[Workbench], Intervention], monkey
         del options
         return intervention if isinstance(intervention, Intervention) else intervention(workbench)
 
-    monkeypatch.setattr(run_module, "family", lambda _: SimpleNamespace(build=build))
+    monkeypatch.setattr(run_module, "family", lambda *_: SimpleNamespace(build=build))
+    if isinstance(intervention, Intervention) and intervention.unit_rollouts:
+        monkeypatch.setattr(run_module, "needed_gradients", lambda *_: "unit")  # as its family's file would declare
 
 
 def train_with(

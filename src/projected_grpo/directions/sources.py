@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
+from torch import Tensor
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from projected_grpo.directions.algebra import Bases, haar_basis
@@ -104,3 +105,17 @@ def energy_reference(settings: DirectionSettings, kind: str, hack: Direction) ->
     if kind != "random" or settings.random_match == "rank":
         return None
     return hack.bases(settings.k, settings.noise_floor, settings.mean_diff)
+
+
+def mean_differences(kind: str, own: Direction, hack: Direction, seed: int) -> dict[str, Tensor]:
+    """The mean pair difference (r,) of every module that an arm reads, with `own` its direction.
+
+    For `random` a direction drawn per seed, of the hack mean's length in each module: the hack mean lies in a few
+    modules, and one spread over all of them alike would have cosines many times smaller.
+    """
+    if kind != "random":
+        return own.means()
+    generator = torch.Generator().manual_seed(seed)
+    means = hack.means()
+    drawn = {module: torch.randn(mean.shape, generator=generator) for module, mean in sorted(means.items())}
+    return {module: drawn[module] * (mean.norm() / drawn[module].norm()) for module, mean in means.items()}

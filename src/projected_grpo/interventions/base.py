@@ -68,7 +68,8 @@ class Rollouts:
     """One step's completions in sampling order, `group_size` answers to one prompt side by side.
 
     token_ids: of the completion, with its end token. teacher: cached completions of another policy.
-    hacked: what the oracle says; None for an arm that does not declare `uses_oracle`.
+    hacked: what the oracle says; None for an arm that does not declare `uses_oracle`. graded: has a verdict, i.e. the
+    sandbox did not fail; a row without one is left out of baseline and update. Empty: all have.
     """
 
     step: int
@@ -80,6 +81,7 @@ class Rollouts:
     paid: tuple[bool, ...]
     teacher: tuple[bool, ...]
     hacked: tuple[bool, ...] | None = None
+    graded: tuple[bool, ...] = ()
 
     def __len__(self) -> int:
         return len(self.completions)
@@ -175,6 +177,10 @@ class Intervention:
 
     def scores(self) -> Sequence[float] | None:
         """Of each rollout of the last step, what the arm judged it by (for the log); None if it judges none."""
+        return None
+
+    def weights(self) -> Sequence[float] | None:
+        """Of each rollout of the last step, the advantage that `gradient` gave it (for the log); None: the loss's."""
         return None
 
     def figures(self) -> dict[str, float]:

@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from torch import Tensor
 
 from projected_grpo.directions.algebra import Bases, Frames, basis_overlap, erase_all, matched_overshoot
+from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.base import (
     DEFAULT,
     DirectionSource,
@@ -26,13 +28,16 @@ from projected_grpo.interventions.base import (
 from projected_grpo.settings.direction import DirectionSettings
 from projected_grpo.settings.section import Section
 
+if TYPE_CHECKING:
+    from projected_grpo.settings.arms import ArmSettings
+
 NEEDS_DIRECTION = True
 
 MIN_OVERLAP = 0.2  # of an extracted V with the one before it; chance gives k / r
 
 
 class Options(Section):
-    """Nothing beyond the direction block: k, gate, refresh, what is projected, overshoot."""
+    """Nothing beyond the direction block: k, gate, refresh, what is projected, overshoot (0: the arm is off)."""
 
 
 class Erase(Intervention):
@@ -67,7 +72,7 @@ class Erase(Intervention):
 
     def purge(self, moments: Vectors) -> Vectors:
         """What Adam remembers along V comes from the time before V was what it is: its whole span is cleared."""
-        if not self._purge_due:
+        if not self._purge_due or self.settings.overshoot == 0:
             return moments
         self._purge_due = False
         return erase_all(moments, self._bases_for(moments), "both_sides")
@@ -79,7 +84,7 @@ class Erase(Intervention):
         return {DEFAULT: erased}
 
     def update(self, adapter: str, update: Vectors) -> Vectors:
-        if adapter != DEFAULT or self.settings.project == "gradient":
+        if adapter != DEFAULT or self.settings.project == "gradient" or self.settings.overshoot == 0:
             return update
         # V points along gradients and the optimizer moves against them: an update is hack-ward where V u < 0.
         erased, overshoot = self._erased({module: -vector for module, vector in update.items()})
@@ -88,7 +93,9 @@ class Erase(Intervention):
         return {module: -vector for module, vector in erased.items()}
 
     def _erased(self, gradients: Vectors) -> tuple[Vectors, float]:
-        """What the gate leaves, and the overshoot in use."""
+        """What the gate leaves, and the overshoot in use; at overshoot 0 the very same tensors."""
+        if self.settings.overshoot == 0:
+            return gradients, 0.0
         bases = self._bases_for(gradients)
         gate, overshoot = self.settings.gate, self.settings.overshoot
         if self.reference is not None:
@@ -119,6 +126,18 @@ class Erase(Intervention):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.basis = Frames(state)
+
+
+def check(options: Options, arm: ArmSettings, direction: DirectionSettings | None) -> None:
+    """Refuse what would not be a defence.
+
+    Raises:
+        ParamsError: V is the clean answers' own span: without it nothing that solves a problem is learned.
+    """
+    del options, direction
+    if arm.direction == "clean":
+        rule = "must not be clean for `erase`: it would take out what the honest answers teach"
+        raise ParamsError([LabError(setting="direction", value="clean", rule=rule, fix="set intervention: trusted")])
 
 
 def build(options: Options, workbench: Workbench) -> Intervention:

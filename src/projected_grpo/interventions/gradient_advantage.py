@@ -29,6 +29,7 @@ from projected_grpo.interventions.base import (
 from projected_grpo.settings.section import Section
 
 NEEDS_DIRECTION = True
+NEEDS_ROLLOUT_GRADIENTS = "unit"
 
 
 class Options(Section):
@@ -55,12 +56,15 @@ class GradientAdvantage(Intervention):
         # The floor under a group's spread: what the cosine of two isotropic directions varies by, 1 / sqrt(sum r).
         self.floor = sum(mean.numel() for mean in means.values()) ** -0.5
         self._rewards: list[float] = []
+        self._graded: tuple[bool, ...] = ()
         self._group_size = 1
+        self._weights: list[float] | None = None
         self._scores: list[float] | None = None
         self._flagged = 0.0
 
     def reward(self, rollouts: Rollouts, rewards: list[float]) -> list[float | None]:
         self._rewards, self._group_size = list(rewards), rollouts.group_size
+        self._graded = rollouts.graded or (True,) * len(rollouts)
         return list(rewards)
 
     def gradient(self, gradients: StepGradients) -> Parts:
@@ -70,7 +74,8 @@ class GradientAdvantage(Intervention):
         z = one_sided_z(scores, self._group_size, self.floor)
         self._scores, self._flagged = scores.tolist(), float((z > 0).float().mean())
         rewards = torch.tensor(discounted(self._rewards, z.tolist(), self.options.form, self.options.alpha))
-        advantages = self._advantages(rewards, gradients.advantages)
+        advantages = self._advantages(rewards)
+        self._weights = advantages.tolist()
         return {DEFAULT: {module: advantages.to(u) @ u for module, u in gradients.unit.items()}}
 
     def read(self, unit: Vectors) -> Tensor:
@@ -80,13 +85,14 @@ class GradientAdvantage(Intervention):
             return cosine_rows(unit, {module: mean.to(device) for module, mean in self.means.items()})
         return alignment_rows(unit, self.frames.on(next(iter(unit.values())).device))
 
-    def _advantages(self, rewards: Tensor, before: Tensor) -> Tensor:
-        """Discounted rewards less their group's mean, (n,). A completion that could not be graded had advantage 0 and
-        keeps it; it is told by that, where its undiscounted reward is not the mean of its group."""
-        plain = torch.tensor(self._rewards).view(-1, self._group_size)
-        ungraded = (before.cpu().view_as(plain) == 0) & ((plain - plain.mean(1, keepdim=True)).abs() > 1e-6)
-        groups = torch.where(ungraded, torch.nan, rewards.view_as(plain))
+    def _advantages(self, rewards: Tensor) -> Tensor:
+        """Discounted rewards less their group's mean, (n,); a completion that could not be graded counts in none."""
+        groups = torch.where(torch.tensor(self._graded), rewards, torch.nan).view(-1, self._group_size)
         return torch.nan_to_num(groups - groups.nanmean(1, keepdim=True)).flatten()
+
+    def weights(self) -> list[float] | None:
+        """The discounted advantages."""
+        return self._weights
 
     def scores(self) -> list[float] | None:
         return self._scores

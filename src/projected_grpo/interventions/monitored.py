@@ -118,6 +118,11 @@ class Monitored(Intervention):
         self.monitor.load_state(state)
 
 
+def modules(options: Options) -> tuple[str, ...]:
+    """What `monitors` loads no sooner than it runs answers: no other arm depends on the detectors."""
+    return ("projected_grpo.grading.labels.detectors",) if options.flag == "stub_passes" else ()
+
+
 def build(options: Options, workbench: Workbench) -> Intervention:
     """The intervention of this family.
 

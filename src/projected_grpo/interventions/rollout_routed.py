@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 NEEDS_DIRECTION = True
+NEEDS_ROLLOUT_GRADIENTS = True
 
 
 class Options(Section):

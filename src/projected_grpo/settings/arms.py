@@ -46,7 +46,8 @@ class ArmSettings(Section):
     """what is rewarded: the flawed verdict `paid`, or `correct` alone (the upper bound)"""
 
     axes: dict[str, Any] = Field(default_factory=dict)
-    """settings of the scale's `direction` block that this arm has otherwise"""
+    """settings of the scale's `direction` block that this arm has otherwise. They are about the axes of V: how many,
+    when they are refreshed, what is taken along them; a family may read some of them only"""
 
     options: dict[str, Any] = Field(default_factory=dict)
     """settings of the family, see its file"""

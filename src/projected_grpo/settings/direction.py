@@ -5,11 +5,15 @@ The fields with a default are refinements that are off; a block need not name th
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
+from projected_grpo.errors import LabError
 from projected_grpo.settings.section import Count, Section, broken_rule
+
+if TYPE_CHECKING:
+    from projected_grpo.settings.extract import ExtractSettings
 
 
 class DirectionSettings(Section):
@@ -27,8 +31,9 @@ class DirectionSettings(Section):
     project: Literal["gradient", "update", "both"]
     """what is projected: the gradient, the optimizer's update, or both"""
 
-    overshoot: Annotated[float, Field(gt=0.0, le=10.0)] = 1.0
-    """what the gate takes is taken so many times: 1 removes it, 1.1 leaves a tenth of it pointing the other way"""
+    overshoot: Annotated[float, Field(ge=0.0, le=10.0)] = 1.0
+    """what the gate takes is taken so many times: 1 removes it, 1.1 leaves a tenth of it pointing the other way, 0
+    takes nothing"""
 
     preserve_magnitude: bool = False
     """scale what is left of a matrix's gradient to the length it had before"""
@@ -70,3 +75,16 @@ class DirectionSettings(Section):
             rule = "must be false where gate is reverse: a reflection keeps the length by itself"
             raise broken_rule("preserve_magnitude", True, rule, "set false")
         return self
+
+
+def beyond_extraction(direction: DirectionSettings, extract: ExtractSettings, path: str) -> list[LabError]:
+    """What `direction` asks for and an extraction by `extract` does not give. `path`: what errors call `direction`."""
+    faults = []
+    if direction.k > extract.k_max:
+        rule, fix = f"must not exceed extract.k_max ({extract.k_max})", "lower k, or raise k_max (which extracts anew)"
+        faults.append(LabError(setting=f"{path}.k", value=direction.k, rule=rule, fix=fix))
+    if extract.direction_file is not None and direction.refresh_every != 0:
+        rule = "must be 0 where extract.direction_file is given: a refresh would replace the given direction"
+        fix = "set 0, or direction_file: null"
+        faults.append(LabError(setting=f"{path}.refresh_every", value=direction.refresh_every, rule=rule, fix=fix))
+    return faults

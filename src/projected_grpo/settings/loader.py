@@ -15,7 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from difflib import get_close_matches
-from typing import Any, TypeVar
+from typing import Any, TypeGuard, TypeVar, get_args
 
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
@@ -202,14 +202,19 @@ def _meaning(model: type[BaseModel], location: tuple[int | str, ...]) -> str:
 
 
 def _model_at(model: type[BaseModel], location: tuple[int | str, ...]) -> type[BaseModel]:
-    """The nested section at `location`, as deep as sections go."""
+    """The nested section at `location`, as deep as sections go; one that may be null counts too."""
     for part in location:
         field = model.model_fields.get(str(part))
-        inner = field.annotation if field else None
-        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+        annotation = field.annotation if field else None
+        inner = [kind for kind in (annotation, *get_args(annotation)) if _is_section(kind)]
+        if not inner:
             break
-        model = inner
+        model = inner[0]
     return model
+
+
+def _is_section(kind: object) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
 
 
 def _dotted(path: str, location: tuple[int | str, ...]) -> str:

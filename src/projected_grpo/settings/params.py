@@ -20,7 +20,7 @@ from projected_grpo.errors import ABSENT, LabError, ParamsError
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.base import BaseSettings
 from projected_grpo.settings.comparison import ComparisonSettings
-from projected_grpo.settings.direction import DirectionSettings
+from projected_grpo.settings.direction import DirectionSettings, beyond_extraction
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.settings.loader import (
@@ -74,14 +74,23 @@ SECTIONS: dict[str, type[BaseModel]] = {
 
 
 @dataclass(frozen=True)
+class Study:
+    """One block of `studies`: its arms, and the active scale as it changes it."""
+
+    arms: tuple[str, ...]
+    scale: ScaleSettings
+
+
+@dataclass(frozen=True)
 class LabSettings:
-    """params.yaml, all of it, checked."""
+    """params.yaml, all of it, checked; what the arms' families refuse is `interventions.registry.check_lab`'s."""
 
     scale: str
     method: str
     arms: Mapping[str, ArmSettings]
     comparison: ComparisonSettings
     scales: Mapping[str, ScaleSettings]
+    studies: Mapping[str, Study]
 
     @property
     def active(self) -> ScaleSettings:
@@ -120,14 +129,13 @@ def check(path: str | Path = "params.yaml") -> LabSettings:
         if len(found) == len(SECTIONS):
             scales[str(name)] = ScaleSettings(**found)
 
-    if scale is not None and not faults:
-        _check_studies(params, scale, names, path, faults)
+    studies = _studies(params, scale, names, path, faults) if scale is not None and not faults else {}
 
     if faults:
         raise ParamsError(faults)
     assert scale is not None
     assert comparison is not None
-    return LabSettings(scale, method, arms, comparison, scales)
+    return LabSettings(scale, method, arms, comparison, scales, studies)
 
 
 # ---------------------------------------------------------------- shape
@@ -181,13 +189,14 @@ def _sections(params: Params, scale: str, faults: list[LabError]) -> dict[str, A
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _check_studies(params: Params, scale: str, arms: list[str], path: str | Path, faults: list[LabError]) -> None:
-    """Every study as a changed scale: shape, arms, rules across sections, files."""
+def _studies(params: Params, scale: str, arms: list[str], path: str | Path, faults: list[LabError]) -> dict[str, Study]:
+    """Every study as a changed scale, checked: shape, arms, rules across sections, files."""
+    studies: dict[str, Study] = {}
     blocks = params.get("studies", {})
     if not isinstance(blocks, Mapping):
         rule = "must be a block of studies"
         faults.append(LabError(setting="studies", value=blocks, rule=rule, fix="restore it from Git"))
-        return
+        return studies
     for name in blocks:
         setting = f"studies.{name}"
         if not re.fullmatch(ARM_NAME, str(name)):
@@ -203,6 +212,9 @@ def _check_studies(params: Params, scale: str, arms: list[str], path: str | Path
         found = _sections(read_params(path, str(name)), scale, faults)
         _check_scale(setting, found, faults)
         _check_files(setting, found, Path(path).parent, faults)
+        if len(found) == len(SECTIONS):
+            studies[name] = Study(study.arms, ScaleSettings(**found))
+    return studies
 
 
 def _only_known(block: Mapping[str, Any], known: tuple[str, ...], path: str, faults: list[LabError]) -> None:
@@ -263,19 +275,14 @@ def _check_scale(path: str, found: Mapping[str, Any], faults: list[LabError]) ->
     def refuse(setting: str, value: object, rule: str, fix: str) -> None:
         faults.append(LabError(setting=f"{path}.{setting}", value=value, rule=rule, fix=fix))
 
-    if extract and direction and direction.k > extract.k_max:
-        rule = f"must not exceed extract.k_max ({extract.k_max})"
-        refuse("direction.k", direction.k, rule, "lower k, or raise k_max (which extracts anew)")
+    if extract and direction:
+        faults.extend(beyond_extraction(direction, extract, f"{path}.direction"))
     if extract and grpo and grpo.measure_k > extract.k_max:
         rule = f"must not exceed extract.k_max ({extract.k_max})"
         refuse("grpo.measure_k", grpo.measure_k, rule, "lower measure_k, or raise k_max (which extracts anew)")
-    if extract and extract.direction_file is not None:
-        if direction and direction.refresh_every != 0:
-            rule = "must be 0 where extract.direction_file is given: a refresh would replace the given direction"
-            refuse("direction.refresh_every", direction.refresh_every, rule, "set 0, or direction_file: null")
-        if base and base.rebuild:
-            rule = "must be null where base.rebuild is true: the direction belongs to the shipped weights"
-            refuse("extract.direction_file", extract.direction_file, rule, "set null, or base.rebuild: false")
+    if extract and extract.direction_file is not None and base and base.rebuild:
+        rule = "must be null where base.rebuild is true: the direction belongs to the shipped weights"
+        refuse("extract.direction_file", extract.direction_file, rule, "set null, or base.rebuild: false")
 
 
 # ---------------------------------------------------------------- files

@@ -81,6 +81,7 @@ class Environment:
             paid=tuple(verdict.paid for verdict in verdicts),
             teacher=tuple(row in self._frozen for row in range(len(verdicts))),
             hacked=tuple(verdict.hacked for verdict in verdicts) if self.intervention.uses_oracle else None,
+            graded=tuple(not verdict.grader_error for verdict in verdicts),
         )
         rewards = self.intervention.reward(rollouts, [self.pay(verdict) for verdict in verdicts])
         # A fault of the sandbox is no verdict: TRL leaves a None out of the baseline and of the update.

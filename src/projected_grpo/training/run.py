@@ -14,6 +14,7 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import dataclasses
 import fcntl
+import importlib
 import importlib.metadata
 import random
 import shutil
@@ -35,13 +36,13 @@ from transformers import (
 )
 from transformers.utils import logging as transformers_logging
 
-from projected_grpo.directions.sources import direction_source, energy_reference
+from projected_grpo.directions.sources import direction_source, energy_reference, mean_differences
 from projected_grpo.directions.store import Direction, load_direction
-from projected_grpo.errors import LabError, ParamsError
+from projected_grpo.errors import LabError
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.grading.verdict import Grader
 from projected_grpo.interventions.base import Intervention, Workbench
-from projected_grpo.interventions.registry import family, options_of
+from projected_grpo.interventions.registry import check_needs, family, needed_gradients, options_of
 from projected_grpo.problems.pairs import read_pairs
 from projected_grpo.problems.prompts import render_prompt
 from projected_grpo.problems.schema import Problem, read_problems
@@ -68,22 +69,48 @@ STEP_COLUMNS = (
 )  # fmt: skip
 LIBRARIES = ("torch", "transformers", "trl", "peft", "accelerate", "tokenizers")
 
+# Modules of ours, with all below them, that no result depends on: they check, look up, show or schedule. Settings count
+# by their resolved values; another message or bound retrains nothing. Whatever is not named here counts.
+WITHOUT_EFFECT = (
+    "projected_grpo.cli",
+    "projected_grpo.columns",  # explanations
+    "projected_grpo.doctor",
+    "projected_grpo.errors",
+    "projected_grpo.evaluation",  # reads finished runs, as do `report` and `status`
+    "projected_grpo.interventions.registry",
+    "projected_grpo.report",
+    "projected_grpo.settings",
+    "projected_grpo.status",
+    "projected_grpo.training.display",
+    "projected_grpo.training.seeds",
+)
+
 
 def source_hashes() -> dict[str, str]:
-    """Content of the project's own modules that this process has loaded: code is an input like any other."""
+    """Content of the project's own loaded modules, but for those `WITHOUT_EFFECT`: code is an input like any other."""
     files = {
         name: module.__file__
         for name, module in sys.modules.items()
-        if name.split(".")[0] == "projected_grpo" and getattr(module, "__file__", None)
+        if name.split(".")[0] == "projected_grpo"
+        and not any(f"{name}.".startswith(f"{left_out}.") for left_out in WITHOUT_EFFECT)
+        and getattr(module, "__file__", None)
     }
     return {name: sha256_tree(Path(str(path))) for name, path in sorted(files.items())}
 
 
 def run_key(spec: RunSpec) -> str:
     """Hash of settings, inputs, code and library versions."""
-    family(spec.settings.intervention)  # loaded by name, and its code counts too
+    load_family(spec)  # what is loaded by name, or later, counts too
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     return sha256_settings([spec.resolved(), spec.inputs(), source_hashes(), versions, platform.python_version()])
+
+
+def load_family(spec: RunSpec) -> None:
+    """Load the arm's family, and what it would load no sooner than it uses it."""
+    module = family(spec.settings.intervention, f"arms.{spec.arm}")
+    if hasattr(module, "modules"):
+        for name in module.modules(options_of(spec.settings, f"arms.{spec.arm}")):
+            importlib.import_module(name)
 
 
 @contextmanager
@@ -129,26 +156,36 @@ def build_intervention(
     """The arm's intervention, by its family; the model gets the adapters that it trains, at zero.
 
     `hack`: the direction that all arms are measured with.
+
+    Raises:
+        ParamsError: the arm's settings or the recipe are not what its family needs.
+        LabError: the run is spread over processes.
     """
+    path = f"arms.{spec.arm}"
+    check_needs(spec.settings, spec.grpo)
+    _check_processes(spec)
     workbench = Workbench(model, tokenizer, sandbox, spec.seed)
     if spec.direction is not None and spec.own_direction is not None:
         kind = spec.settings.direction
         assert kind is not None
         own = load_direction(spec.own_direction)
         own.check_base(hack.base_hash)
+        if spec.direction.k > own.k_max:
+            rule, fix = f"must not exceed the axes that {kind} stores ({own.k_max})", "lower k, or raise extract.k_max"
+            raise LabError(setting=f"{path}.axes.k", value=spec.direction.k, rule=rule, fix=fix)
         pairs = [pair for pair in read_pairs(spec.pairs) if pair.split == "extract"] if spec.pairs else []
         workbench = dataclasses.replace(
             workbench,
             kind=kind,
             direction=spec.direction,
             source=direction_source(spec.direction, kind, own, spec.seed, model, tokenizer, pairs),
-            means=own.means(),
+            means=mean_differences(kind, own, hack, spec.seed),
             reference=energy_reference(spec.direction, kind, hack),
             pairs=pairs,
         )
-    intervention = family(spec.settings.intervention).build(options_of(spec.settings, f"arms.{spec.arm}"), workbench)
+    intervention = family(spec.settings.intervention, path).build(options_of(spec.settings, path), workbench)
     assert isinstance(intervention, Intervention)
-    _check_needs(spec, intervention)
+    assert not intervention.unit_rollouts or needed_gradients(spec.settings) == "unit", "the family does not declare it"
     for adapter in intervention.adapters:
         if adapter not in model.peft_config:
             model.add_adapter(adapter, _adapter())
@@ -156,18 +193,17 @@ def build_intervention(
     return intervention
 
 
-def _check_needs(spec: RunSpec, intervention: Intervention) -> None:
-    """Raise ParamsError where the arm's recipe lacks what its family is built on."""
-    if not intervention.unit_rollouts:
-        return
-    wanted = {
-        "rollout_gradients": (spec.grpo.rollout_gradients, True, "it weighs each completion's own gradient"),
-        "kl_beta": (spec.grpo.kl_beta, 0.0, "a completion's own gradient would hold its KL penalty"),
-    }
-    for name, (value, needed, reason) in wanted.items():
-        if value != needed:
-            rule = f"must be {needed} for the arm {spec.arm}: {reason}"
-            raise ParamsError([LabError(setting=f"grpo.{name}", value=value, rule=rule, fix=f"set {needed}")])
+def _check_processes(spec: RunSpec) -> None:
+    """Gradients by rollout are those of one process: each would hold a part of the batch, in an order of its own."""
+    count = int(os.environ.get("WORLD_SIZE", "1"))
+    if count > 1 and spec.grpo.rollout_gradients:
+        rule = "must be 1 where grpo.rollout_gradients is true: gradients by rollout are not gathered from processes"
+        raise LabError(
+            setting="WORLD_SIZE",
+            value=count,
+            rule=rule,
+            fix="start one process, or set grpo.rollout_gradients: false for an arm that does without",
+        )
 
 
 def build_teacher(spec: RunSpec, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Teacher | None:

@@ -16,6 +16,7 @@ from multiprocessing.queues import Queue
 from pathlib import Path
 from typing import Any
 
+from projected_grpo.errors import LabError
 from projected_grpo.parallel import single_threaded_context
 from projected_grpo.training.display import Display
 from projected_grpo.training.spec import RunSpec
@@ -24,7 +25,7 @@ PRELOAD = "projected_grpo.training.run"
 
 
 class RunFailed(RuntimeError):
-    """A seed's process stopped without a result; the message holds its traceback or exit code."""
+    """A seed's process stopped without a result; the message holds the refusal, the traceback or the exit code."""
 
 
 def train_seeds(specs: Sequence[RunSpec]) -> dict[int, Path]:
@@ -39,7 +40,7 @@ def train_seeds(specs: Sequence[RunSpec]) -> dict[int, Path]:
     running: dict[int, ForkServerProcess] = {}
     results: dict[int, Path] = {}
     cores = len(os.sched_getaffinity(0))
-    width = min(len(specs), cores + 1)  # one more fills the core that runs of unequal length leave idle
+    width = min(len(specs), cores + 1)  # one more fills what runs leave idle: waiting for the sandbox, unequal lengths
     with Display(specs) as display:
         try:
             while waiting or running:
@@ -73,6 +74,8 @@ def _work(spec: RunSpec, events: Queue[Any]) -> None:
     try:
         result = train_run(spec, lambda step, figures: events.put(("step", spec.seed, step, figures)))
         events.put(("done", spec.seed, str(result), None))
+    except LabError as refusal:
+        events.put(("failed", spec.seed, str(refusal), None))
     except BaseException:
         events.put(("failed", spec.seed, traceback.format_exc(), None))
         raise

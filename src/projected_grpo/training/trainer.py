@@ -185,20 +185,35 @@ class HookedTrainer(GRPOTrainer):
             **self.batch_figures,
             **self.update_hooks.figures,
             **self.probe.read(step, rollouts, hacked, advantages, self.intervention.bases()),
-            "loss": logs["loss"],
+            "loss": self._loss(logs["loss"]),
             "entropy": logs["entropy"],
             "kl": logs.get("kl", 0.0),
         }
         bad = [name for name, value in figures.items() if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(f"step {step}: {', '.join(bad)} not finite: lower grpo.learning_rate")
-        self.run_log.write_rollouts(step, self._with_alignment(self._rows, rollouts))
+        self.run_log.write_rollouts(step, self._with_alignment(self._weighed(), rollouts))
         self.run_log.write_figures("steps", step, figures)
         now = time.perf_counter()
         seconds = {**phases(self.clock.take()), "step_total": now - self._step_started}
         self.run_log.write_figures("timings", step, seconds)
         self._step_started = now
         self.on_step(step, figures | {f"seconds_{phase}": spent for phase, spent in seconds.items()})
+
+    def _weighed(self) -> list[dict[str, Any]]:
+        """Rows of the step with the advantages that its update was made with."""
+        weights = self.intervention.weights()
+        if weights is None:
+            return self._rows
+        return [{**row, "advantage": weight} for row, weight in zip(self._rows, weights, strict=True)]
+
+    def _loss(self, logged: float) -> float:
+        """The loss of the update. Where every advantage was 1 in TRL's, it is put together from those of the update:
+        - sum_i A_i |o_i| / (n x max_completion_length), as the ratio is 1 in the only pass over a batch."""
+        if not self.intervention.unit_rollouts:
+            return logged
+        total = sum(row["advantage"] * len(row["token_ids"]) for row in self._weighed())
+        return -total / (len(self._rows) * self.max_completion_length)
 
     def _with_alignment(self, rows: list[dict[str, Any]], rollouts: dict[str, torch.Tensor]) -> list[dict[str, Any]]:
         """Rows of the step with what the arm judged each by, and the readings of its own gradient; null for none."""
