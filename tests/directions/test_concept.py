@@ -68,15 +68,30 @@ def test_it_separates_held_out_answers(micro: PreTrainedModel, tokenizer: PreTra
     assert ahead > 0.8
 
 
-def test_controls_keep_the_states_and_change_the_labels() -> None:
+@pytest.mark.parametrize("kind", ["flipped", "permuted"])
+@pytest.mark.parametrize("seed", range(5))
+def test_controls_deal_labels_so_that_nothing_of_the_hack_is_left(kind: str, seed: int) -> None:
+    # Pair i is (i, -i): its strength is i, its hack is positive. Blocks of like strength: (1, 2), (3, 4), ...
     hack, clean = torch.arange(1.0, 9).view(8, 1, 1), -torch.arange(1.0, 9).view(8, 1, 1)
-    first, second = relabelled(hack, clean, "flipped", 0)
-    assert int((first < 0).sum()) == 4
-    assert torch.equal(first, -second)
-    first, second = relabelled(hack, clean, "permuted", 0)
-    assert sorted(torch.cat([first, second]).flatten().tolist()) == sorted(torch.cat([hack, clean]).flatten().tolist())
-    assert not torch.equal(first, -second)
+    first, second = (side.flatten().tolist() for side in relabelled(hack, clean, kind, seed))
+    assert sorted(first + second) == sorted(torch.cat([hack, clean]).flatten().tolist())
+    for side in (first, second):
+        for low in (1, 3, 5, 7):
+            in_block = [value for value in side if abs(value) in (low, low + 1)]
+            assert sorted(value > 0 for value in in_block) == [False, True]  # one hack and one clean answer
+    if kind == "flipped":
+        assert sorted(-value for value in first) == sorted(second)  # the answers of a pair stay apart
+    # A free deal of these labels leaves up to 4.5 of the difference of means, which is 9.
+    assert abs(sum(first) - sum(second)) / 8 <= 1.0
+
+
+def test_other_kinds_leave_the_sides_and_seeds_differ() -> None:
+    hack, clean = torch.randn(8, 2, 3), torch.randn(8, 2, 3)
     assert relabelled(hack, clean, "placebo", 0)[0] is hack
+    deals = {tuple(relabelled(hack, clean, "permuted", seed)[0].flatten().tolist()) for seed in range(8)}
+    assert len(deals) > 4
+    odd = relabelled(hack[:5], clean[:5], "flipped", 0)
+    assert [len(side) for side in odd] == [4, 4]
 
 
 def test_random_needs_no_pairs_and_leaves_the_generator_alone(

@@ -48,7 +48,8 @@ def hack(**options: Any) -> dict[str, Any]:
 
 FAMILIES: dict[str, Family] = {
     "measure": Family({}),
-    "erase": Family(hack()),
+    "erase": Family(hack(), {"direction": "hack", "axes": {"overshoot": 0.0}}),
+    "guarded": Family(hack(threshold=-1.0), hack(enabled=False)),
     "routed": Family(hack(capacity="span"), hack(enabled=False)),
     "advantage": Family(hack(), hack(alpha=0.0)),
     "gradient_advantage": Family(hack(), hack(alpha=0.0)),

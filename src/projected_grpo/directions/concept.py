@@ -139,19 +139,25 @@ def pair_states(
 
 
 def relabelled(hack: Tensor, clean: Tensor, kind: str, seed: int) -> tuple[Tensor, Tensor]:
-    """The two sides as a control has them: `permuted` deals the labels anew over all texts, `flipped` exchanges them in
-    a random half of the pairs, as `directions.extract` does for gradients; other kinds leave them."""
+    """The two sides, each (n, ...), as a control has them; other kinds than `permuted` and `flipped` leave them.
+
+    The labels are dealt in blocks of two pairs of like strength (their difference along the mean difference), so that
+    both new sides hold as many hacks as clean answers and what hacks share cancels. A free deal of so few texts leaves
+    a part of the hack in the control by chance. `flipped` exchanges the labels of one pair of a block, `permuted` deals
+    its two hacks and its two clean answers one each to either side. An odd pair is left out.
+    """
+    if kind not in ("permuted", "flipped"):
+        return hack, clean
+    difference = (hack - clean).flatten(1).double()
+    order = (difference @ difference.mean(0)).argsort(stable=True).cpu()
+    blocks = order[: len(order) // 2 * 2].view(-1, 2)
     generator = torch.Generator().manual_seed(seed)
-    count = len(hack)
-    if kind == "permuted":
-        both = torch.cat([hack, clean])[torch.randperm(2 * count, generator=generator)]
-        return both[:count], both[count:]
-    if kind == "flipped":
-        other = torch.zeros(count, dtype=torch.bool)
-        other[torch.randperm(count, generator=generator)[: count // 2]] = True
-        swap = other[:, None, None].to(hack.device)
-        return torch.where(swap, clean, hack), torch.where(swap, hack, clean)
-    return hack, clean
+    hacks = torch.randint(2, (len(blocks),), generator=generator)  # whose hack goes to the first side
+    cleans = 1 - hacks if kind == "flipped" else torch.randint(2, (len(blocks),), generator=generator)
+    rows = torch.arange(len(blocks))
+    first = torch.cat([hack[blocks[rows, hacks]], clean[blocks[rows, cleans]]])
+    second = torch.cat([hack[blocks[rows, 1 - hacks]], clean[blocks[rows, 1 - cleans]]])
+    return first, second
 
 
 def concept(
