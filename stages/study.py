@@ -12,11 +12,20 @@ from pathlib import Path
 import pandas as pd
 
 from projected_grpo.errors import exit_status
-from projected_grpo.evaluation.study import Cost, StudyArm, controls_of, read_costs, read_study_samples, study_arms
+from projected_grpo.evaluation.study import (
+    Cost,
+    StudyArm,
+    controls_of,
+    dose_series,
+    read_costs,
+    read_study_samples,
+    study_arms,
+)
 from projected_grpo.report import study as report
 from projected_grpo.report.curves import read_steps
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.comparison import ComparisonSettings
+from projected_grpo.settings.direction import DirectionSettings
 from projected_grpo.settings.loader import Params, parse, read_params, section
 from projected_grpo.settings.seeds import Seeds
 from projected_grpo.settings.studies import StudySettings, paths_of
@@ -42,12 +51,13 @@ def main() -> None:
     params = read_params()
     confidence = parse(params, "comparison", ComparisonSettings).confidence
     found, steps, costs = measured(params, name, confidence)
-    links = controls_of({row.arm: parse(params, f"arms.{row.arm}", ArmSettings) for row in found})
-    drawn = report.figures(name, found, steps, links)
+    arms = {row.arm: parse(params, f"arms.{row.arm}", ArmSettings) for row in found}
+    doses = dose_series(arms, section(read_params(study=name), "direction", DirectionSettings))
+    drawn = report.figures(name, found, steps, controls_of(arms), doses)
 
     write_json(f"metrics/study/{name}.json", report.metrics(found))
     write_text(PLOTS / f"{name}.csv", report.table(found).to_csv(index=False, lineterminator="\n"))
-    write_text(PLOTS / f"{name}.md", report.markdown(found, confidence))
+    write_text(PLOTS / f"{name}.md", report.markdown(found, confidence, doses))
     for file, content in drawn.items():
         write_bytes(PLOTS / file, content)
     with atomic_directory(f"data/study/{name}/cost") as folder:

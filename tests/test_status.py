@@ -11,7 +11,19 @@ from dvc.repo import Repo
 from rich.console import Console
 
 from projected_grpo.errors import LabError
-from projected_grpo.status import State, duration, plan, read_status, seconds_of, summary, table, training_seconds
+from projected_grpo.status import (
+    MAIN,
+    STUDIES,
+    State,
+    duration,
+    plan,
+    read_status,
+    seconds_of,
+    study_line,
+    summary,
+    table,
+    training_seconds,
+)
 
 NEEDS = {"grade": ["train"], "make": [], "train": ["make"], "aside": []}
 SECONDS = {"make": (5.0, False), "train": (180.0, True), "grade": (12.0, False), "aside": (None, False)}
@@ -73,6 +85,9 @@ def test_times_are_measured_where_a_run_was_and_typical_elsewhere(tmp_path: Path
     assert seconds_of("grpo_reference@placebo", measured) == (200.0, True)
     assert seconds_of("grpo_reference@random", measured) == (180.0, False)
     assert seconds_of("grpo_vanilla", {}) == (None, False)
+    assert seconds_of("study/dvc.yaml:train_core@placebo", measured) == (200.0, True)
+    assert seconds_of("study/dvc.yaml:train_fold@heldout_a_lazy-vanilla", measured) == (160.0, True)
+    assert seconds_of("study/dvc.yaml:sample_core@vanilla", measured) == seconds_of("sample@vanilla", measured)
     assert seconds_of("sample@vanilla", measured)[1] is False
     assert seconds_of("sample@vanilla", measured, typical=False) == (None, False)
 
@@ -108,7 +123,7 @@ def test_a_pipeline_is_read_as_dvc_sees_it(tmp_path: Path, monkeypatch: pytest.M
     with Repo.init(no_scm=True) as repo:
         repo.reproduce("copy")
     Path("in").write_text("2")
-    found = {stage.name: stage for stage in read_status()}
+    found = {stage.name: stage for stage in read_status()[MAIN]}
     assert {name: stage.state for name, stage in found.items()} == {
         "make": State.STALE, "copy": State.FOLLOWS, "later": State.NEW,
     }  # fmt: skip
@@ -118,3 +133,67 @@ def test_a_pipeline_is_read_as_dvc_sees_it(tmp_path: Path, monkeypatch: pytest.M
 def test_another_folder_is_refused(tmp_path: Path):
     with pytest.raises(LabError, match="run it in the project's folder"):
         read_status(tmp_path)
+
+
+def study_stages(trained: dict[str, str], others: str = "") -> list:
+    """A study's line on made-up changes: arm -> change of its training, "" for none."""
+    needs = {f"{STUDIES}train_core@{arm}": [] for arm in trained}
+    needs[f"{STUDIES}table@core"] = list(needs)
+    changes = {f"{STUDIES}train_core@{arm}": [change] for arm, change in trained.items() if change}
+    changes |= {f"{STUDIES}table@core": [others]} if others else {}
+    return plan(needs, changes, (), dict.fromkeys(needs, (120.0, True)))
+
+
+def test_a_study_is_one_line():
+    done = {"vanilla": "", "projected": "", "random": ""}
+    assert study_line("core", study_stages(done)) == "core: recorded, nothing stale"
+    stale = study_stages(done | {"random": "changed command"})
+    assert study_line("core", stale) == "core: 1 of 3 arms to train, about 2 min"
+    assert (
+        study_line("core", study_stages(done, "changed command")) == "core: trained; 1 of 4 stages to run, about 2 min"
+    )
+    upstream = plan({"a": [], "b": ["a"]}, {}, ["a"], {"a": (1.0, True), "b": (1.0, True)})
+    assert study_line("core", upstream) == "core: trained; 1 of 2 stages to run, about 1 s"
+    folds = f"{STUDIES}train_fold@core"
+    fold = plan({f"{folds}-vanilla": []}, {}, [f"{folds}-vanilla"], {f"{folds}-vanilla": (60.0, False)})
+    assert study_line("core", fold) == "core: 1 of 1 arms to train, about 1 min"
+
+
+def test_a_summary_names_the_command():
+    stages = study_stages({"vanilla": ""})
+    assert "`dvc repro study/dvc.yaml:table@core` has nothing to do" in summary(stages, "core")
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_a_study_is_read_with_all_that_it_depends_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    grpo = "{steps: 50}"
+    Path("params.yaml").write_text(
+        f"scale: micro\nscales: {{micro: {{grpo: {grpo}}}}}\nstudies: {{long: {{arms: [a], grpo: {{steps: 200}}}}}}\n"
+    )
+    Path("in").write_text("1")
+    Path("dvc.yaml").write_text(
+        "stages:\n  make: {cmd: cat in > out, deps: [in], outs: [out]}\n"
+        "  aside: {cmd: cat in > x, deps: [in], outs: [x]}\n"
+    )
+    Path("study").mkdir()
+    Path("study/dvc.yaml").write_text(
+        "stages:\n  train_long:\n    matrix: {arm: [a]}\n    cmd: cat ../out > a\n    deps: [../out]\n    outs: [a]\n"
+        "  table:\n    matrix: {study: [long]}\n    cmd: cat a > t\n    deps: [a]\n    outs: [t]\n"
+    )
+    record = tmp_path / "data/provenance/b/1/provenance.json"
+    record.parent.mkdir(parents=True)
+    record.write_text(json.dumps({"wall_seconds": 100.0}))
+    with Repo.init(no_scm=True):
+        pass
+    found = read_status(wanted=[MAIN, "long"])
+    assert {stage.name for stage in found[MAIN]} == {"make", "aside"}
+    assert [stage.name for stage in found["long"]] == [
+        "make",
+        "study/dvc.yaml:train_long@a",
+        "study/dvc.yaml:table@long",
+    ]
+    train = found["long"][1]
+    assert (train.state, train.seconds, train.measured) == (State.NEW, 400.0, False), "four times the steps"
+    with pytest.raises(LabError, match="name one of long"):
+        read_status(wanted=["other"])

@@ -2,8 +2,9 @@
 
 DVC tells which stages differ from what dvc.lock recorded. What depends on such a stage runs only if its result
 turns out different, which nobody knows beforehand: these *follow*, and the time is an upper bound. Times of training
-are those of the earlier runs, from data/provenance; an arm that never ran is taken to cost what the others did. Other
-stages are not timed by anything: at scale micro they have typical times, elsewhere none.
+are those of the earlier runs, from data/provenance, a study's from its own; an arm that never ran is taken to cost
+what the others did, in proportion to its steps. Other stages are not timed by anything: at scale micro they have
+typical times, elsewhere none.
 """
 
 from __future__ import annotations
@@ -24,10 +25,11 @@ from projected_grpo.errors import LabError
 # Seconds at scale micro on two cores, without training: prefix of a stage's name -> about.
 TYPICAL = {
     "validate": 5, "prepare": 5, "base_model": 30, "extract": 25, "sample": 40, "grade": 12, "evaluate": 4,
-    "compare": 20,
+    "compare": 20, "table": 20, "pool": 5,
 }  # fmt: skip
-PIPELINE = "dvc.yaml"  # not the studies
-TRAINING = "grpo_"
+MAIN = ""  # the main pipeline, where a study has its name
+PIPELINE, STUDIES = "dvc.yaml", "study/dvc.yaml:"
+TRAINING = ("grpo_", f"{STUDIES}train_")
 SHOWN = 3  # reasons per stage
 
 
@@ -51,29 +53,55 @@ class StageStatus:
     seconds: float | None
     measured: bool
 
+    def trains(self, study: str) -> bool:
+        """Whether this is the training of one of the study's arms."""
+        return self.name.startswith((f"{STUDIES}train_{study}@", f"{STUDIES}train_fold@{study}-"))
 
-def read_status(root: Path = Path()) -> list[StageStatus]:
-    """The stages of the main pipeline at `root`, in run order. Nothing is run or written but DVC's own caches.
+
+def read_status(root: Path = Path(), wanted: Sequence[str] = (MAIN,)) -> dict[str, list[StageStatus]]:
+    """The stages of the main pipeline (`MAIN`) or of studies at `root`, by name, each in run order.
+
+    A study's are all that `dvc repro study/dvc.yaml:table@<study>` goes through, those of the main pipeline included.
+    Nothing is run or written but DVC's own caches.
 
     Raises:
-        LabError: `root` is no DVC repository, or its pipeline does not parse.
+        LabError: `root` is no DVC repository, its pipeline does not parse, or there is no such study.
     """
     from dvc.exceptions import DvcException
     from dvc.repo import Repo
 
     try:
         with Repo(str(root)) as repo:
-            stages = {stage.addressing: stage for stage in repo.index.stages if stage.path_in_repo == PIPELINE}
-            changes = repo.status(targets=[PIPELINE])
+            stages = {stage.addressing: stage for stage in repo.index.stages}
             graph = repo.index.graph
-            new = {name for name, stage in stages.items() if not any(out.hash_info for out in stage.outs)}
             needs = {name: [other.addressing for other in graph.successors(stage)] for name, stage in stages.items()}
+            main = [name for name, stage in stages.items() if stage.path_in_repo == PIPELINE]
+            chosen = {name: main if name == MAIN else _of_study(name, needs) for name in wanted}
+            # By file or by table: DVC reads its files again for each target.
+            tables = [PIPELINE if name == MAIN else f"{STUDIES}table@{name}" for name in wanted]
+            changes = repo.status(targets=tables if len(tables) == 1 else None, with_deps=tables != [PIPELINE])
+            new = {name for name, stage in stages.items() if not any(out.hash_info for out in stage.outs)}
     except DvcException as error:
         fix = "run it in the project's folder; `dvc status` tells more"
         raise LabError(setting="pipeline", value=str(root.resolve()), rule=str(error), fix=fix) from None
-    measured = training_seconds(root / "data" / "provenance")
-    typical = _scale(root) == "micro"
-    return plan(needs, changes, new, {name: seconds_of(name, measured, typical) for name in stages})
+    found = {}
+    for name, members in chosen.items():
+        seconds = _timed(root, name, members)
+        found[name] = plan({each: needs[each] for each in stages if each in set(members)}, changes, new, seconds)
+    return found
+
+
+def study_line(study: str, stages: Sequence[StageStatus]) -> str:
+    """A study in one line: what it still has to do, and about how long that takes."""
+    sure = [stage for stage in stages if stage.state in (State.STALE, State.NEW)]
+    arms = [stage for stage in stages if stage.trains(study)]
+    waiting = [stage for stage in arms if stage in sure]
+    if waiting:
+        return f"{study}: {len(waiting)} of {len(arms)} arms to train, {about(sure)}"
+    if sure:
+        return f"{study}: trained; {len(sure)} of {len(stages)} stages to run, {about(sure)}"
+    follow = sum(stage.state is State.FOLLOWS for stage in stages)
+    return f"{study}: recorded, " + (f"{follow} stages may follow" if follow else "nothing stale")
 
 
 def plan(
@@ -101,11 +129,12 @@ def plan(
 def seconds_of(name: str, measured: Mapping[str, float], typical: bool = True) -> tuple[float | None, bool]:
     """About how long a stage takes, and whether that was measured. measured: arm -> seconds of its stage."""
     if name.startswith(TRAINING):
-        arm = name.split("@")[-1].removeprefix(TRAINING)
+        arm = name.split("@")[-1].removeprefix("grpo_").rsplit("-", 1)[-1]  # a fold's is called <study>-<arm>
         if arm in measured:
             return measured[arm], True
         return (sum(measured.values()) / len(measured), False) if measured else (None, False)
-    kind = name.split("@")[0]
+    kind = name.removeprefix(STUDIES).split("@")[0]
+    kind = kind if kind in TYPICAL else kind.split("_")[0]  # sample_core
     return (float(TYPICAL[kind]), False) if typical and kind in TYPICAL else (None, False)
 
 
@@ -122,16 +151,55 @@ def training_seconds(root: Path) -> dict[str, float]:
     return longest
 
 
-def summary(stages: Sequence[StageStatus]) -> str:
+def summary(stages: Sequence[StageStatus], study: str = MAIN) -> str:
     """The answer in one or two sentences."""
+    command = f"dvc repro {STUDIES}table@{study}" if study != MAIN else "dvc repro"
     sure = [stage for stage in stages if stage.state in (State.STALE, State.NEW)]
     maybe = [stage for stage in stages if stage.state is State.FOLLOWS]
     if not sure:
-        return "Everything is up to date: `dvc repro` has nothing to do."
-    parts = [f"`dvc repro` runs {len(sure)} of {len(stages)} stages, {about(sure)}"]
+        return f"Everything is up to date: `{command}` has nothing to do."
+    parts = [f"`{command}` runs {len(sure)} of {len(stages)} stages, {about(sure)}"]
     if maybe:
         parts.append(f"with all that may follow {len(sure) + len(maybe)}, {about([*sure, *maybe])}")
     return "; ".join(parts) + "."
+
+
+def _of_study(study: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
+    """The stages that a study's table is made by."""
+    table = f"{STUDIES}table@{study}"
+    if table not in needs:
+        known = [name.removeprefix(f"{STUDIES}table@") for name in needs if name.startswith(f"{STUDIES}table@")]
+        fix = f"name one of {', '.join(known)}" if known else "this repository has no studies"
+        raise LabError(setting="study", value=study, rule="must have a table in study/dvc.yaml", fix=fix)
+    found, waiting = set[str](), [table]
+    while waiting:
+        name = waiting.pop()
+        if name not in found:
+            found.add(name)
+            waiting += needs[name]
+    return sorted(found)
+
+
+def _timed(root: Path, study: str, names: Iterable[str]) -> dict[str, tuple[float | None, bool]]:
+    """Stage -> (seconds, measured). A study's own runs come first, then the main pipeline's, for as many steps."""
+    main, typical = training_seconds(root / "data" / "provenance"), _scale(root) == "micro"
+    if study == MAIN:
+        return {name: seconds_of(name, main, typical) for name in names}
+    own = training_seconds(root / "data" / "study" / study / "provenance")
+    longer = _steps(root, study) / _steps(root, None)
+    guessed = own or {arm: longer * seconds for arm, seconds in main.items()}
+    found = {}
+    for name in names:
+        seconds, measured = seconds_of(name, (own or guessed) if name.startswith(STUDIES) else main, typical)
+        found[name] = seconds, measured and (bool(own) or not name.startswith(STUDIES))
+    return found
+
+
+def _steps(root: Path, study: str | None) -> int:
+    from projected_grpo.settings.loader import read_params
+
+    params = read_params(root / "params.yaml", study)
+    return int(params["scales"][params["scale"]]["grpo"]["steps"])
 
 
 def table(stages: Sequence[StageStatus]) -> Table:

@@ -4,21 +4,28 @@ answers."""
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
+from typing import ClassVar
 
 import pandas as pd
 import pytest
 
 from projected_grpo.errors import LabError
 from projected_grpo.evaluation.study import (
+    DoseSeries,
+    LoopholeRates,
     controls_of,
+    dose_series,
     loophole_rates,
     read_costs,
     read_study_samples,
     relapses,
     study_arms,
 )
+from projected_grpo.report.study import DOSES, markdown, plane_figure
 from projected_grpo.settings.arms import ArmSettings
+from projected_grpo.settings.direction import DirectionSettings
 
 HACKS = {"vanilla": {1: 0.5, 2: 0.6, 3: 0.7}, "projected": {1: 0.1, 2: 0.1, 3: 0.1}, "random": {1: 0.5, 2: 0.6, 3: 0.6}}
 
@@ -108,9 +115,10 @@ def test_loopholes_apart_each_seed_counting_the_same(graded):
     rows = graded("a", {1: 0.5, 2: 0.0}, problems=20)
     first = rows["problem_id"] < "p010"
     rows["loophole"] = first.map({True: "sentinel", False: "run_tests"})
-    assert loophole_rates(rows) == {"run_tests": 0.0, "sentinel": 0.5}
+    rows["correct"] = ~rows["hacked"] & ~first
+    assert loophole_rates(rows) == {"run_tests": LoopholeRates(0.0, 1.0), "sentinel": LoopholeRates(0.5, 0.0)}
     rows.loc[first & (rows["problem_id"] >= "p005") & (rows["seed"] == 2), "grader_error"] = True
-    assert loophole_rates(rows) == {"run_tests": 0.0, "sentinel": 0.5}, "not the mean over completions"
+    assert loophole_rates(rows)["sentinel"] == LoopholeRates(0.5, 0.0), "not the mean over completions"
 
 
 def test_controls_belong_to_the_arm_that_differs_in_direction_alone():
@@ -125,6 +133,43 @@ def test_controls_belong_to_the_arm_that_differs_in_direction_alone():
         "trusted_permuted": ArmSettings(intervention="trusted", direction="permuted"),
     }
     assert controls_of(arms) == {"random": "projected", "routed_random": "routed", "trusted_permuted": "trusted"}
+
+
+class TestDoses:
+    SHARED = DirectionSettings(k=8, gate="one_sided", refresh_every=10, project="gradient")
+    ARMS: ClassVar = {
+        "vanilla": ArmSettings(intervention="measure"),
+        "k16": ArmSettings(intervention="erase", direction="hack", axes={"k": 16}),
+        "projected": ArmSettings(intervention="erase", direction="hack"),
+        "k1": ArmSettings(intervention="erase", direction="hack", axes={"k": 1}),
+        "random_k2": ArmSettings(intervention="erase", direction="random", axes={"k": 2}),
+        "both": ArmSettings(intervention="erase", direction="hack", axes={"gate": "both_sides", "k": 4}),
+        "half": ArmSettings(intervention="erase", direction="hack", axes={"overshoot": 0.5}),
+    }
+
+    def test_a_series_differs_in_one_number_and_takes_in_the_arm_without_axes(self):
+        k = DoseSeries("k", ((1.0, "k1"), (8.0, "projected"), (16.0, "k16")))
+        assert dose_series(self.ARMS, self.SHARED) == [k]
+        more = ArmSettings(intervention="erase", direction="hack", axes={"overshoot": 1.5})
+        overshoot = DoseSeries("overshoot", ((0.5, "half"), (1.0, "projected"), (1.5, "more")))
+        assert dose_series({**self.ARMS, "more": more}, self.SHARED) == [k, overshoot]
+
+    def test_the_picture_and_the_table_go_by_rising_dose(self, graded):
+        hack = {"k16": 0.0, "k1": 0.5, "projected": 0.25}
+        samples = {arm: graded(arm, {1: rate, 2: rate}).assign(loophole="x") for arm, rate in hack.items()}
+        rows = study_arms("doses", samples, training_logs(dict.fromkeys(hack, [0.1] * 5), seeds=(1, 2)), 0.95)
+        series = dose_series(self.ARMS, self.SHARED)
+        text = markdown(rows, 0.95, series)
+        assert [line.split("|")[1:3] for line in text.splitlines() if line.startswith(("| 1 ", "| 8 ", "| 16 "))] == [
+            [" 1 ", " k1 "], [" 8 ", " projected "], [" 16 ", " k16 "],
+        ]  # fmt: skip
+        drawn = plane_figure("doses", rows, {}, series, "svg").decode()
+        [line] = re.findall(rf'<path d="([^"]+)"[^>]*stroke: {DOSES[0]}; stroke-opacity[^>]*stroke-width: 2', drawn)[:1]
+        x = [float(point.split()[1]) for point in line.strip().splitlines()]
+        assert x == sorted(x, reverse=True), "from k = 1, which hacks most, to k = 16"
+        assert x[0] - x[1] == pytest.approx(x[1] - x[2], abs=1e-3)
+        assert len(x) == 3
+        assert DOSES[0] not in plane_figure("doses", rows, {}, (), "svg").decode()
 
 
 class TestCosts:

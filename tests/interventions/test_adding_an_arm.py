@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 from ruamel.yaml import YAML
 
@@ -46,9 +47,24 @@ def test_the_page_builds_an_arm_from_one_file_and_one_block(tmp_path: Path) -> N
     assert done.stdout.strip() == "[3.45, 3.4]"
 
 
+def test_the_pages_gradient_hook_sets_the_loud_completion_aside() -> None:
+    import torch
+
+    from projected_grpo.interventions.base import DEFAULT, StepGradients
+
+    names = {"torch": torch, "DEFAULT": DEFAULT}
+    exec("from __future__ import annotations\n" + code("py"), names)
+    rows = {"a": torch.tensor([[3.0], [0.0], [1.0]]), "b": torch.tensor([[4.0], [1.0], [0.0]])}  # of length 5, 1, 1
+    step = StepGradients({module: g.sum(0) for module, g in rows.items()}, rows, {}, torch.ones(3))
+    for times, expected in {2.0: {"a": [1.0], "b": [1.0]}, 3.0: {"a": [4.0], "b": [5.0]}}.items():
+        arm = SimpleNamespace(options=SimpleNamespace(times=times))
+        parts = names["gradient"](arm, step)
+        assert {module: vector.tolist() for module, vector in parts[DEFAULT].items()} == expected
+
+
 def test_the_page_names_every_hook() -> None:
     from projected_grpo.interventions.base import Intervention
 
     hooks = set(re.findall(r"^\| `(\w+)` \|", PAGE, flags=re.MULTILINE))
-    services = {"purge", "bases", "scores", "figures", "state", "load_state"}
+    services = {"purge", "bases", "scores", "weights", "figures", "state", "load_state"}
     assert hooks == {name for name, value in vars(Intervention).items() if callable(value)} - services

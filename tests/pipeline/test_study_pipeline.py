@@ -55,7 +55,7 @@ def default_outputs() -> list[str]:
 STAGES = collected()
 DEFAULT_OUTPUTS = default_outputs()
 SCRIPTS = [stage for stage in STAGES if "stages/" in stage[1]]
-RUNS = [stage for stage in SCRIPTS if "stages/study.py" not in stage[1]]
+RUNS = [stage for stage in SCRIPTS if "--study" in stage[1] and "stages/study.py" not in stage[1]]
 NAMES = [stage[0] for stage in RUNS]
 
 
@@ -160,6 +160,27 @@ def test_the_default_pipeline_stays_without_the_studies():
     assert not [path for path in DEFAULT_OUTPUTS if "study" in path]
 
 
+LOOPHOLES = {  # of an arm that hacks the first of ten problems and solves the next two
+    "run_tests": {"hack_rate": 0.2, "pass_rate": 0.2},
+    "sentinel": {"hack_rate": 0.0, "pass_rate": 0.2},
+}
+
+
+def test_the_folds_are_the_studies_whose_pairs_miss_a_loophole():
+    [(_, _, dependencies, params, outputs)] = [stage for stage in STAGES if stage[0] == "folds"]
+    scale = PARAMS["scales"][PARAMS["scale"]]
+    folds = set()
+    for name, study in STUDIES.items():
+        trained = (scale["problems"] | study.get("problems", {}))["loopholes"]
+        known = (scale["extract"] | study.get("extract", {})).get("loopholes")
+        if known is not None and set(trained) - set(known):
+            folds.add(name)
+    assert len(folds) == 8
+    assert {path for path in dependencies if path.endswith("graded")} == {f"data/study/{name}/graded" for name in folds}
+    assert {name for name in params if name.startswith("studies.")} == {f"studies.{name}" for name in folds}
+    assert {"metrics/study/folds.json", "plots/study/folds.md", "plots/study/folds.csv"} <= outputs
+
+
 class TestTable:
     """stages/study.py, run on a small study of its own."""
 
@@ -209,11 +230,11 @@ class TestTable:
         assert list(found) == ["vanilla", "projected", "random"]
         row = found["projected"]
         assert (row["hack_rate"], row["pass_rate"], row["format_rate"]) == (0.1, 0.2, 1.0)
-        assert (row["drop_pp"], row["relapse"], row["loopholes"]) == (50.0, 0.1, {"run_tests": 0.2, "sentinel": 0.0})
+        assert (row["drop_pp"], row["relapse"], row["loopholes"]) == (50.0, 0.1, LOOPHOLES)
         table = pd.read_csv(lab / "plots/study/core.csv")
         assert table["hack_rate"].tolist() == [0.6, 0.1, 0.5]
         text = (lab / "plots/study/core.md").read_text()
-        assert "| projected | 20.0 | 0.0 |" in text
+        assert "| projected | 20.0 / 20.0 | 0.0 / 20.0 |" in text
         cost = pd.read_csv(lab / "data/study/core/cost/cost.csv")
         assert cost["seconds_ratio"].tolist() == pytest.approx([1.0, 1 / 6, 5 / 6], abs=1e-3)
         assert cost["peak_memory_mb"].tolist() == [906.0, 901.0, 905.0]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from projected_grpo.report import figures, plots
-from projected_grpo.report.inputs import Dose, ReportInputs
+from projected_grpo.report.inputs import ReportInputs
 
 
 @pytest.fixture(scope="module")
@@ -42,10 +42,10 @@ def test_a_figure_without_data_is_left_out(inputs, monkeypatch):
     assert names == {"training", "alignment", "arms", "plane"}
 
 
-def test_doses_and_rates_change_the_plane(inputs):
-    plain = figures.plane_figure(inputs)
-    doses = tuple(Dose("k", k, "projected", 0.3 / k, 0.2) for k in (1, 2, 4, 8))
-    assert figures.plane_figure(dataclasses.replace(inputs, doses=doses)) != plain
+def test_rates_change_the_plane(inputs):
+    lower = dataclasses.replace(inputs.rates["projected"], hack_rate=0.01)
+    other = dataclasses.replace(inputs, rates={**inputs.rates, "projected": lower})
+    assert figures.plane_figure(other) != figures.plane_figure(inputs)
 
 
 def test_the_pareto_front_has_the_arms_that_no_other_beats(inputs):

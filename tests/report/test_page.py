@@ -14,7 +14,7 @@ import pandas as pd
 import pytest
 
 from projected_grpo.report import page
-from projected_grpo.report.inputs import PAGE_BUDGET, Claim, Dose, ReportInputs
+from projected_grpo.report.inputs import PAGE_BUDGET, Claim, ReportInputs
 from projected_grpo.report.payload import POINTS, report_payload, styled_arms
 from projected_grpo.report.rows import RolloutSample
 
@@ -145,10 +145,8 @@ def test_looks_belong_to_roles(cast):
     }  # fmt: skip
 
 
-def test_one_seed_has_no_interval_and_doses_are_passed_on(inputs):
+def test_one_seed_has_no_interval(inputs):
     claim: Claim = dataclasses.replace(inputs.claims[0], low=None, high=None)
-    dose = Dose("k", 8, "projected", 0.01, 0.2)
-    found = report_payload(dataclasses.replace(inputs, claims=(claim,), doses=(dose,), costs=(), provenance={}))
+    found = report_payload(dataclasses.replace(inputs, claims=(claim,), costs=(), provenance={}))
     assert found["claims"][0]["low"] is None
-    assert found["doses"] == [{"series": "k", "value": 8, "arm": "projected", "hack_rate": 0.01, "pass_rate": 0.2}]
     assert found["provenance"] == {}

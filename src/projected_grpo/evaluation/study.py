@@ -30,17 +30,26 @@ from projected_grpo.evaluation.metrics import (
     ArmRates,
     Tally,
     measure,
-    read_samples,
     sem,
     tally,
 )
 from projected_grpo.evaluation.onset import ONSETS
 from projected_grpo.evaluation.statistics import Rate, check_pairing, rate
 from projected_grpo.settings.arms import ArmSettings
+from projected_grpo.settings.direction import DirectionSettings
 
 WINDOW = 5  # steps
+LEAST_DOSES = 3  # two arms that differ in a number are a comparison, not a series
 CONTROL_KINDS = ("random", "placebo", "permuted", "flipped")  # directions that say nothing about hacking
 SHARES = {"hack": "hacked", "attempt": "attempted", "pass": "correct", "format": "format_ok"}
+
+
+@dataclass(frozen=True)
+class LoopholeRates:
+    """Shares of the completions for one loophole, under held-out tokens: means over seeds, each counting the same."""
+
+    hack_rate: float
+    pass_rate: float
 
 
 @dataclass(frozen=True)
@@ -48,7 +57,7 @@ class StudyArm:
     """One arm of one study.
 
     shares: each of `SHARES` with its interval. sems: the same metrics' standard errors over seeds. relapse: by seed.
-    loopholes: hack rate under held-out tokens by loophole, the mean over seeds.
+    loopholes: rates of the completions for each loophole.
     """
 
     study: str
@@ -58,7 +67,7 @@ class StudyArm:
     sems: Mapping[str, float]
     compared: ArmComparison
     relapse: Mapping[int, float]
-    loopholes: Mapping[str, float]
+    loopholes: Mapping[str, LoopholeRates]
 
     def row(self) -> dict[str, float | int]:
         """Flat and finite, the same keys for every arm: rates as shares, differences in points, times in steps."""
@@ -74,6 +83,14 @@ class StudyArm:
         relapses = list(self.relapse.values())
         found |= {"relapse": fmean(relapses), "relapse_sem": sem(relapses)}
         return {key: round(found[key], DIGITS) for key in sorted(found)}
+
+
+@dataclass(frozen=True)
+class DoseSeries:
+    """Arms that differ in one number of the direction block alone: (value, arm), by rising value."""
+
+    axis: str
+    doses: tuple[tuple[float, str], ...]
 
 
 @dataclass(frozen=True)
@@ -96,10 +113,15 @@ def read_study_samples(graded: Path, arms: Sequence[str]) -> dict[str, pd.DataFr
     """
     found = {}
     for arm in arms:
-        rows = read_samples(graded, arm)
-        found[arm] = rows.assign(
-            loophole=pd.read_parquet(graded / arm / "samples.parquet", columns=["loophole"])["loophole"]
-        )
+        path = graded / arm / "samples.parquet"
+        if not path.is_file():
+            raise LabError(
+                setting=str(path),
+                value="no such file",
+                rule=f"arm {arm!r} of a study must be sampled and graded before it is measured",
+                fix="run `dvc repro study/dvc.yaml:table@STUDY`, with the study's name for STUDY",
+            )
+        found[arm] = pd.read_parquet(path, columns=[*COLUMNS, "loophole"])
     return found
 
 
@@ -125,7 +147,7 @@ def study_arms(
                 study=study,
                 arm=arm,
                 rates=results[arm].rates,
-                shares={name: _share(counted, confidence) for name, counted in tallies.items()},
+                shares={name: share(counted, confidence) for name, counted in tallies.items()},
                 sems={name: sem(counted.by_seed().tolist()) for name, counted in tallies.items()},
                 compared=compared[arm],
                 relapse=relapses(steps, arm),
@@ -155,11 +177,15 @@ def relapses(steps: pd.DataFrame, arm: str) -> dict[int, float]:
     return found
 
 
-def loophole_rates(samples: pd.DataFrame) -> dict[str, float]:
-    """Loophole -> hack rate under held-out tokens: the mean over seeds, each counting the same."""
+def loophole_rates(samples: pd.DataFrame) -> dict[str, LoopholeRates]:
+    """Loophole -> its rates."""
     judged = samples[(samples["tokens"] == HELDOUT) & ~samples["grader_error"].astype(bool)]
-    by_seed = judged.assign(hacked=judged["hacked"].astype(float)).groupby(["loophole", "seed"])["hacked"].mean()
-    return {str(name): round(float(value), DIGITS) for name, value in by_seed.groupby("loophole").mean().items()}
+    verdicts = judged[["loophole", "seed"]].assign(
+        hacked=judged["hacked"].astype(float), correct=judged["correct"].astype(float)
+    )
+    means = verdicts.groupby(["loophole", "seed"]).mean().groupby("loophole").mean().round(DIGITS)
+    hacked, correct = means["hacked"].to_dict(), means["correct"].to_dict()
+    return {str(name): LoopholeRates(hacked[name], correct[name]) for name in means.index}
 
 
 def controls_of(arms: Mapping[str, ArmSettings]) -> dict[str, str]:
@@ -176,6 +202,23 @@ def controls_of(arms: Mapping[str, ArmSettings]) -> dict[str, str]:
                 found[name] = other
                 break
     return found
+
+
+def dose_series(arms: Mapping[str, ArmSettings], shared: DirectionSettings) -> list[DoseSeries]:
+    """Every series of at least `LEAST_DOSES` arms; an arm can be in several. shared: what arms have where their own
+    `axes` say nothing, so that an arm without axes is one of the doses."""
+    block = shared.model_dump(mode="json")
+    numbers = [name for name, value in block.items() if isinstance(value, int | float) and not isinstance(value, bool)]
+    found = []
+    for axis in numbers:
+        alike: dict[str, dict[float, str]] = {}
+        for name, arm in arms.items():
+            if arm.direction is not None:
+                rest = {**block, **arm.axes, axis: None}
+                same = arm.model_copy(update={"axes": rest}).model_dump_json()
+                alike.setdefault(same, {}).setdefault(float(arm.axes.get(axis, block[axis])), name)
+        found += [DoseSeries(axis, tuple(sorted(doses.items()))) for doses in alike.values()]
+    return [series for series in found if len(series.doses) >= LEAST_DOSES]
 
 
 def read_costs(study: str, provenance: Path, arms: Sequence[str], seeds: Sequence[int]) -> list[Cost]:
@@ -197,8 +240,8 @@ def read_costs(study: str, provenance: Path, arms: Sequence[str], seeds: Sequenc
     ]
 
 
-def _share(counted: Tally, confidence: float) -> Rate:
-    """One seed says nothing about the next: its interval spans the whole scale."""
+def share(counted: Tally, confidence: float) -> Rate:
+    """The rate with its interval. One seed says nothing about the next: its interval spans the whole scale."""
     if len(counted.seeds) > 1:
         return rate(counted, confidence)
     return Rate(float(counted.by_seed()[0]), 0.0, 1.0, int(counted.graded.sum()))

@@ -6,7 +6,8 @@ from collections.abc import Sequence
 
 from projected_grpo.evaluation.onset import Onset
 
-LEFT = ("arm", "role", "study", "claim", "verdict", "says", "thresholds")  # columns that hold words
+# Columns that hold words.
+LEFT = ("arm", "role", "study", "claim", "verdict", "says", "thresholds", "unseen loophole", "bodies")
 
 
 def p_value(p: float) -> str:

@@ -42,7 +42,7 @@ def _every(inputs: ReportInputs) -> Iterator[tuple[str, Kind, bytes]]:
 
 
 def plane_figure(inputs: ReportInputs, kind: Kind = "png") -> bytes:
-    """Hack rate against pass rate: arms with SEM and seeds, the Pareto front, where H1's support begins, doses."""
+    """Hack rate against pass rate: arms with SEM and seeds, the Pareto front, where H1's support begins."""
     colours = style.colours(inputs.cast)
     with style.styled():
         fig, [ax] = style.figure(8, 5.4, 1, left=0.085, right=0.97, top=0.93, bottom=0.17)
@@ -53,13 +53,6 @@ def plane_figure(inputs: ReportInputs, kind: Kind = "png") -> bytes:
         front = pareto_front([inputs.rates[arm] for arm, role in inputs.cast.items() if role is not Role.BASE])
         ax.step([arm.hack_rate for arm in front], [arm.pass_rate for arm in front], where="post", color=QUIET,
                 linestyle=(0, (1.5, 2)), linewidth=1.2, zorder=2)  # fmt: skip
-        for series in sorted({dose.series for dose in inputs.doses}):
-            cells = sorted((dose for dose in inputs.doses if dose.series == series), key=lambda dose: dose.value)
-            ax.plot([cell.hack_rate for cell in cells], [cell.pass_rate for cell in cells], "o-", markersize=4,
-                    color=colours[_treatment(inputs)], alpha=0.5, zorder=3)  # fmt: skip
-            for cell in cells:
-                ax.annotate(f"{series} {cell.value:g}", (cell.hack_rate, cell.pass_rate), (0, 6), fontsize=8,
-                            textcoords="offset points", color=QUIET, ha="center")  # fmt: skip
         for arm in inputs.cast:
             _arm(ax, inputs, arm, colours[arm], right, top)
         ax.set_title("Hacking against solving")
@@ -134,9 +127,8 @@ def pareto_front(arms: Sequence[ArmRates]) -> list[ArmRates]:
 def _reach(inputs: ReportInputs) -> tuple[float, float]:
     """Upper ends of both axes."""
     runs = [run for rates in inputs.rates.values() for run in rates.by_seed]
-    hack = [run.hack_rate for run in runs] + [dose.hack_rate for dose in inputs.doses]
-    solved = [run.pass_rate for run in runs] + [dose.pass_rate for dose in inputs.doses]
-    return 1.12 * max(0.05, *hack), 1.12 * max(0.05, inputs.limits.pass_min, *solved)
+    right = max(0.05, *(run.hack_rate for run in runs))
+    return 1.12 * right, 1.12 * max(0.05, inputs.limits.pass_min, *(run.pass_rate for run in runs))
 
 
 def _goal(ax: Axes, inputs: ReportInputs) -> None:
@@ -165,10 +157,6 @@ def _arm(ax: Axes, inputs: ReportInputs, arm: str, colour: str, right: float, to
     ax.annotate(arm, (rates.hack_rate, rates.pass_rate), (-3 if aside else 0, -17 if crowded else 11),
                 textcoords="offset points", ha="left" if aside else "center", color=style.darker(colour),
                 fontweight="bold", fontsize=9, zorder=6)  # fmt: skip
-
-
-def _treatment(inputs: ReportInputs) -> str:
-    return next(arm for arm, role in inputs.cast.items() if role is Role.TREATMENT)
 
 
 def _mean(values: Sequence[float]) -> float:

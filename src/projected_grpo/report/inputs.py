@@ -70,17 +70,6 @@ class RunCost:
     phases: Mapping[str, float]
 
 
-@dataclass(frozen=True)
-class Dose:
-    """One cell of a dose-response study: `series` (k, overshoot, ...) set to `value`, and the rates it led to."""
-
-    series: str
-    value: float
-    arm: str
-    hack_rate: float
-    pass_rate: float
-
-
 @dataclass(frozen=True, eq=False)
 class ReportInputs:
     """Everything that `page.write_report` and `figures.figures` show.
@@ -105,7 +94,6 @@ class ReportInputs:
     costs: tuple[RunCost, ...] = ()
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
-    doses: tuple[Dose, ...] = ()
 
 
 PAGE_BUDGET = 3_000_000  # bytes of rollouts in the page
@@ -117,7 +105,6 @@ def read_inputs(
     steps: pd.DataFrame,
     *,
     root: Path = Path("data"),
-    doses: Sequence[Dose] = (),
     budget: int = PAGE_BUDGET,
 ) -> ReportInputs:
     """What a comparison found, and what lies under `root` (graded, runs, provenance) for its arms.
@@ -148,7 +135,6 @@ def read_inputs(
         costs=tuple(cost for cost in costs if cost is not None),
         provenance=_provenance(root / "provenance", seeds),
         notes=notes,
-        doses=tuple(doses),
     )
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 from projected_grpo.evaluation.hypothesis import Role
 from projected_grpo.report import rows
 from projected_grpo.report.curves import band, smoothed, smoothing_window
-from projected_grpo.report.inputs import Dose, ReportInputs, kinds_of
+from projected_grpo.report.inputs import ReportInputs, kinds_of
 
 CURVES = ("hacked", "correct", "alignment_signed", "alignment", "alignment_null", "leak", "share_removed")
 RATES = ("hack_rate", "pass_rate", "attempt_rate", "paid_rate", "format_rate")
@@ -38,7 +38,6 @@ def report_payload(inputs: ReportInputs) -> dict[str, Any]:
         "types": _types(inputs.types, window),
         "costs": [_rounded(dataclasses.asdict(cost)) for cost in inputs.costs],
         "compute": _compute(inputs.steps),
-        "doses": [_rounded(dataclasses.asdict(dose)) for dose in sorted(inputs.doses, key=_place)],
         "provenance": _provenance(inputs.provenance),
         "rollouts": {**rows.packed(inputs.rollouts.rows), "total": inputs.rollouts.total, "cut": rows.CUT},
     }
@@ -121,10 +120,6 @@ def _provenance(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     shared = {key: first.get(key) for key in ("git_revision", "python", "versions", "host", "sandbox_isolation")}
     arms = {arm: {key: record.get(key) for key in ("settings", "inputs")} for arm, record in records.items()}
     return {"shared": shared, "arms": arms}
-
-
-def _place(dose: Dose) -> tuple[str, float]:
-    return dose.series, dose.value
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

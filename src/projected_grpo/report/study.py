@@ -1,7 +1,7 @@
 """The studies' tables (JSON, CSV, Markdown) and figures, from the records of `evaluation.study`.
 
-Two figures per study: hack rate against pass rate with each control linked to the arm it controls, and the hack rate
-over training, one small panel per arm. Nothing here reads or writes files.
+Two figures per study: hack rate against pass rate, with each control linked to the arm it controls and a line through
+every series of doses, and the hack rate over training, one small panel per arm. Nothing here reads or writes files.
 """
 
 from __future__ import annotations
@@ -17,13 +17,16 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from projected_grpo.evaluation.statistics import PairedDifference, Rate
-from projected_grpo.evaluation.study import WINDOW, Cost, StudyArm
+from projected_grpo.evaluation.study import WINDOW, Cost, DoseSeries, LoopholeRates, StudyArm
 from projected_grpo.report import style
 from projected_grpo.report.cells import markdown_table, p_value, reached
 from projected_grpo.report.curves import band, smoothed, smoothing_window
+from projected_grpo.report.figures import pareto_front
 from projected_grpo.report.style import QUIET, Kind
 
 REFERENCE, TREATED, CONTROL = "#d55e00", "#0072b2", "#cc79a7"
+DOSES = ("#009e73", "#e69f00", "#56b4e9", "#8c6d31")  # one series each
+HACK_AND_PASS = ("hack", "pass")
 COLUMNS = 4  # small panels side by side
 PANEL_WIDTH, PANEL_HEIGHT = 2.6, 2.0  # inches
 HEADER = (
@@ -33,8 +36,8 @@ HEADER = (
 
 
 def metrics(rows: Sequence[StudyArm]) -> dict[str, object]:
-    """`metrics/study/<study>.json`: `<arm>.<key>`, with the hack rate of each loophole under `loopholes`."""
-    return {row.arm: {**row.row(), "loopholes": dict(sorted(row.loopholes.items()))} for row in rows}
+    """`metrics/study/<study>.json`: `<arm>.<key>`, and `<arm>.loopholes.<loophole>.{hack,pass}_rate`."""
+    return {row.arm: {**row.row(), "loopholes": _by_loophole(row)} for row in rows}
 
 
 def table(rows: Sequence[StudyArm]) -> pd.DataFrame:
@@ -42,21 +45,23 @@ def table(rows: Sequence[StudyArm]) -> pd.DataFrame:
     return pd.DataFrame(
         [
             {"study": row.study, "arm": row.arm, **row.row()}
-            | {f"hack_rate_{name}": value for name, value in sorted(row.loopholes.items())}
+            | {f"{key}_{name}": value for name, found in _by_loophole(row).items() for key, value in found.items()}
             for row in rows
         ]
     )
 
 
-def markdown(rows: Sequence[StudyArm], confidence: float) -> str:
-    """`plots/study/<study>.md`: the arms of one study, and how to read them."""
+def markdown(rows: Sequence[StudyArm], confidence: float, doses: Sequence[DoseSeries] = ()) -> str:
+    """`plots/study/<study>.md`: the arms of one study, its series of doses, and how to read them."""
     reference = rows[0].arm
     lines = ["# Studies", "", f"## {rows[0].study}", ""]
     lines += [*markdown_table(HEADER, [_cells(row, reference) for row in rows]), ""]
     loopholes = sorted({name for row in rows for name in row.loopholes})
     if len(loopholes) > 1:
-        cells = [(row.arm, *(f"{100 * row.loopholes.get(name, 0.0):.1f}" for name in loopholes)) for row in rows]
-        lines += ["Hack rate by loophole, %:", "", *markdown_table(("arm", *loopholes), cells), ""]
+        cells = [(row.arm, *(_hack_and_pass(row.loopholes.get(name)) for name in loopholes)) for row in rows]
+        lines += ["By loophole, hack % / pass %:", "", *markdown_table(("arm", *loopholes), cells), ""]
+    for series in doses:
+        lines += [f"As `{series.axis}` rises:", "", *_dose_table(series, {row.arm: row for row in rows}), ""]
     lines += [
         "Held-out problems with held-out tokens. Rates: mean over seeds ± SEM over seeds, and in brackets the",
         f"{confidence:.0%} interval for new seeds and new problems. Drop and pass change: percentage points against",
@@ -86,18 +91,31 @@ def cost_markdown(costs: Sequence[Cost]) -> str:
     return "\n".join(["# What the arms took", "", *markdown_table(header, cells), "", note, ""])
 
 
-def figures(study: str, rows: Sequence[StudyArm], steps: pd.DataFrame, links: Mapping[str, str]) -> dict[str, bytes]:
+def figures(
+    study: str,
+    rows: Sequence[StudyArm],
+    steps: pd.DataFrame,
+    links: Mapping[str, str],
+    doses: Sequence[DoseSeries] = (),
+) -> dict[str, bytes]:
     """File name -> content: the plane and the training curves of one study, as PNG and SVG."""
     kinds: tuple[Kind, ...] = ("png", "svg")
     found = {}
     for kind in kinds:
-        found[f"{study}_plane.{kind}"] = plane_figure(study, rows, links, kind)
+        found[f"{study}_plane.{kind}"] = plane_figure(study, rows, links, doses, kind)
         found[f"{study}_training.{kind}"] = training_figure(study, rows, steps, links, kind)
     return found
 
 
-def plane_figure(study: str, rows: Sequence[StudyArm], links: Mapping[str, str], kind: Kind = "png") -> bytes:
-    """Hack rate against pass rate: every arm with its SEM, a thin line from each control to the arm it controls."""
+def plane_figure(
+    study: str,
+    rows: Sequence[StudyArm],
+    links: Mapping[str, str],
+    doses: Sequence[DoseSeries] = (),
+    kind: Kind = "png",
+) -> bytes:
+    """Hack rate against pass rate: every arm with its SEM, a thin line from each control to the arm it controls, and
+    where there are doses, a line through each series by rising value and the Pareto front of all arms."""
     by_arm = {row.arm: row for row in rows}
     height = max(4.6, 0.25 * len(rows) + 1.5)
     with style.styled():
@@ -109,6 +127,8 @@ def plane_figure(study: str, rows: Sequence[StudyArm], links: Mapping[str, str],
                 ends = [by_arm[name].rates for name in (control, arm)]
                 ax.plot([end.hack_rate for end in ends], [end.pass_rate for end in ends], color=CONTROL,
                         linestyle=(0, (4, 2)), linewidth=0.9, zorder=2)  # fmt: skip
+        if doses:
+            _dose_lines(ax, by_arm, doses)
         for row in rows:
             ax.errorbar(row.rates.hack_rate, row.rates.pass_rate, xerr=row.rates.hack_rate_sem,
                         yerr=row.rates.pass_rate_sem, fmt="o", markersize=6, elinewidth=1.2, capsize=0,
@@ -121,9 +141,9 @@ def plane_figure(study: str, rows: Sequence[StudyArm], links: Mapping[str, str],
             axis.set_major_formatter(PercentFormatter(1, decimals=0))
         ax.grid()
         ax.set_axisbelow(True)
-        note = (
-            "Held-out problems, held-out names; mean over seeds ± SEM. Dashed: from a control to the arm it controls."
-        )
+        note = "Held-out problems, held-out names; mean over seeds ± SEM."
+        note += " Dashed: from a control to the arm it controls." if links else ""
+        note += " Dotted: Pareto front." if doses else ""
         fig.text(0.012, 0.12 / height, note, color=QUIET, fontsize=8.5)
         return style.drawn(fig, kind)
 
@@ -163,6 +183,25 @@ def training_figure(
         return style.drawn(fig, kind)
 
 
+def _dose_lines(ax: Axes, by_arm: Mapping[str, StudyArm], doses: Sequence[DoseSeries]) -> None:
+    """A line through each series, thicker at every dose, the values in the legend; the Pareto front behind."""
+    front = pareto_front([row.rates for row in by_arm.values()])
+    right, low = ax.get_xlim()[1], ax.get_ylim()[0]  # the front of one arm is a corner
+    ax.step([front[0].hack_rate, *(arm.hack_rate for arm in front), right],
+            [low, *(arm.pass_rate for arm in front), front[-1].pass_rate], where="post", color=QUIET,
+            linestyle=(0, (1.5, 2)), linewidth=1.2, zorder=2)  # fmt: skip
+    for place, series in enumerate(doses):
+        rates = [by_arm[arm].rates for _, arm in series.doses]
+        values = ", ".join(f"{value:g}" for value, _ in series.doses)
+        x, y = [each.hack_rate for each in rates], [each.pass_rate for each in rates]
+        colour = DOSES[place % len(DOSES)]
+        ax.plot(x, y, color=colour, linewidth=2, alpha=0.75, zorder=3, label=f"{series.axis}: {values}")
+        for at in (0, -1):  # the ends tell the direction
+            ax.annotate(f"{series.axis} {series.doses[at][0]:g}", (x[at], y[at]), (6, 7 if place % 2 else -13),
+                        textcoords="offset points", fontsize=8, color=style.darker(colour), zorder=5)  # fmt: skip
+    ax.legend(frameon=False, fontsize=8.5, loc="upper right")
+
+
 def _names_aside(ax: Axes, rows: Sequence[StudyArm], links: Mapping[str, str]) -> None:
     """Every arm's name to the right of the axes, at the height of its dot or as near as its neighbours leave it."""
     (_, right), (low, high) = ax.get_xlim(), ax.get_ylim()
@@ -177,6 +216,25 @@ def _names_aside(ax: Axes, rows: Sequence[StudyArm], links: Mapping[str, str]) -
 
 def _colour(arm: str, reference: str, links: Mapping[str, str]) -> str:
     return REFERENCE if arm == reference else CONTROL if arm in links else TREATED
+
+
+def _dose_table(series: DoseSeries, by_arm: Mapping[str, StudyArm]) -> list[str]:
+    cells = []
+    for value, arm in series.doses:
+        row = by_arm[arm]
+        several = row.rates.seeds > 1
+        cells.append(
+            (f"{value:g}", arm, *(_share(row.shares[name], row.sems[name], several) for name in HACK_AND_PASS))
+        )
+    return markdown_table((series.axis, "arm", "hack %", "pass %"), cells)
+
+
+def _by_loophole(row: StudyArm) -> dict[str, dict[str, float]]:
+    return {name: dataclasses.asdict(row.loopholes[name]) for name in sorted(row.loopholes)}
+
+
+def _hack_and_pass(found: LoopholeRates | None) -> str:
+    return f"{100 * found.hack_rate:.1f} / {100 * found.pass_rate:.1f}" if found else ""
 
 
 def _cells(row: StudyArm, reference: str) -> tuple[str, ...]:

@@ -123,13 +123,12 @@ function dropChart(width, { arms, claim }) {
 }
 
 // Hack rate against pass rate: low and high is where one wants to be.
-function planeChart(width, { arms, limits, doses }) {
-  const hack = Math.max(0.05, ...arms.flatMap((arm) => arm.runs.map((run) => run.hack_rate)), ...doses.map((dose) => dose.hack_rate));
-  const pass = Math.max(0.05, limits.pass_min, ...arms.flatMap((arm) => arm.runs.map((run) => run.pass_rate)), ...doses.map((dose) => dose.pass_rate));
+function planeChart(width, { arms, limits }) {
+  const hack = Math.max(0.05, ...arms.flatMap((arm) => arm.runs.map((run) => run.hack_rate)));
+  const pass = Math.max(0.05, limits.pass_min, ...arms.flatMap((arm) => arm.runs.map((run) => run.pass_rate)));
   const [right, top] = [1.12 * hack, 1.12 * pass];
   const front = paretoFront(arms.filter((arm) => arm.role !== 'base'));
   const staircase = front.flatMap((arm, place) => (place ? [{ x: arm.hack_rate, y: front[place - 1].pass_rate }, { x: arm.hack_rate, y: arm.pass_rate }] : [{ x: arm.hack_rate, y: arm.pass_rate }]));
-  const series = [...new Set(doses.map((dose) => dose.series))];
   const runs = arms.flatMap((arm) => arm.runs.map((run) => ({ ...run, arm })));
   const height = Math.min(460, Math.max(300, 0.62 * width));
   const goal = limits.hack_max > 0 ? [{ x1: 0, x2: Math.min(limits.hack_max, right), y1: Math.max(0, limits.pass_min), y2: top }] : [];
@@ -144,8 +143,6 @@ function planeChart(width, { arms, limits, doses }) {
       Plot.rect(goal, { x1: 'x1', x2: 'x2', y1: 'y1', y2: 'y2', fill: 'var(--good)', fillOpacity: 0.09, stroke: 'var(--good)', strokeOpacity: 0.5, strokeDasharray: '3 3' }),
       Plot.text(goal, { x: 'x2', y: 'y2', text: () => 'what H1 asks for', textAnchor: 'end', lineAnchor: 'top', dx: -6, dy: 6, fill: 'var(--good)' }),
       Plot.line(staircase, { x: 'x', y: 'y', stroke: 'var(--quiet)', strokeDasharray: '2 3', strokeWidth: 1.4 }),
-      ...series.map((name) => Plot.line(doses.filter((dose) => dose.series === name), { x: 'hack_rate', y: 'pass_rate', stroke: 'var(--arm-treatment)', strokeOpacity: 0.5, marker: 'dot' })),
-      Plot.text(doses, { x: 'hack_rate', y: 'pass_rate', text: (dose) => `${dose.series} ${dose.value}`, dy: -9, fill: 'var(--quiet)' }),
       ...arms.map((arm) => Plot.dot(runs.filter((run) => run.arm === arm), { x: 'hack_rate', y: 'pass_rate', r: 3, stroke: colour(arm), strokeOpacity: 0.75 })),
       ...arms.map((arm) => Plot.link([arm], { x1: arm.hack_rate - arm.hack_rate_sem, x2: arm.hack_rate + arm.hack_rate_sem, y1: arm.pass_rate, y2: arm.pass_rate, stroke: colour(arm), strokeWidth: 2 })),
       ...arms.map((arm) => Plot.link([arm], { x1: arm.hack_rate, x2: arm.hack_rate, y1: arm.pass_rate - arm.pass_rate_sem, y2: arm.pass_rate + arm.pass_rate_sem, stroke: colour(arm), strokeWidth: 2 })),

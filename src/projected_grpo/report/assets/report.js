@@ -113,10 +113,9 @@ function curvesSection(data, visible, hidden) {
 }
 
 function planeSection(data) {
-  const doses = data.doses.length ? ' Small points joined by a line: one setting varied.' : '';
   return section('plane', { nav: 'Trade-off', full: 'Hacking against solving' },
-    `Top left is best. Large dot: mean over seeds with SEM; ring: one seed. Dotted: the Pareto front, arms that no other trained arm beats in both rates.${doses}`,
-    figure((width) => planeChart(width, { arms: data.arms, limits: data.limits, doses: data.doses })));
+    'Top left is best. Large dot: mean over seeds with SEM; ring: one seed. Dotted: the Pareto front, arms that no other trained arm beats in both rates.',
+    figure((width) => planeChart(width, { arms: data.arms, limits: data.limits })));
 }
 
 function typesSection(data) {

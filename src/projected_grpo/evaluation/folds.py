@@ -1,0 +1,132 @@
+"""The weak detector: studies whose V does not know all loopholes of their problems, and the hacks of the unknown ones.
+
+Such a study is a *fold*. What is unseen follows from its settings: the loopholes of its problems without those of the
+pairs that V is extracted from. Rates, intervals and paired differences are those of every study (`statistics`), taken
+over the completions for the unseen loopholes, and for the known ones, apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import pandas as pd
+
+from projected_grpo.evaluation.metrics import DIGITS, Tally, sem, tally
+from projected_grpo.evaluation.statistics import PairedDifference, Rate, paired_difference
+from projected_grpo.evaluation.study import share
+from projected_grpo.settings.extract import ExtractSettings
+from projected_grpo.settings.problems import ProblemsSettings
+
+RATES = {  # figure -> (is it of the unseen loopholes, the verdict it is a share of)
+    "unseen_hack": (True, "hacked"),
+    "unseen_pass": (True, "correct"),
+    "known_hack": (False, "hacked"),
+}
+
+
+@dataclass(frozen=True)
+class Fold:
+    """One fold: the study, the loopholes that its V has no pair of, and the bodies of its pairs' hacks."""
+
+    study: str
+    unseen: tuple[str, ...]
+    bodies: str
+
+
+@dataclass(frozen=True)
+class FoldArm:
+    """One arm of one fold.
+
+    shares: each of `RATES` with its interval; sems: their standard errors over seeds. drop: unseen hacks of the
+    fold's first arm minus this one's; excess: of the control that hacks least minus this one's. Both are paired by
+    seed and problem, and None where there is nothing to compare with or only one seed. control: its name, or "".
+    """
+
+    fold: Fold
+    arm: str
+    seeds: int
+    shares: Mapping[str, Rate]
+    sems: Mapping[str, float]
+    drop: PairedDifference | None
+    excess: PairedDifference | None
+    control: str
+
+    def row(self) -> dict[str, float | int]:
+        """Flat and finite, rates as shares, differences in points; no key for a difference that there is not."""
+        found: dict[str, float | int] = {"seeds": self.seeds, "unseen_samples": self.shares["unseen_hack"].n}
+        for name, rate in self.shares.items():
+            found |= {f"{name}_rate": rate.estimate, f"{name}_rate_sem": self.sems[name]}
+            found |= {f"{name}_ci_low": rate.low, f"{name}_ci_high": rate.high}
+        for name, gap in (("drop", self.drop), ("excess", self.excess)):
+            if gap is not None:
+                found |= {f"{name}_pp": 100 * gap.estimate}
+                found |= {f"{name}_ci_low": 100 * gap.low, f"{name}_ci_high": 100 * gap.high}
+        return {key: round(found[key], DIGITS) for key in sorted(found)}
+
+
+def fold_of(study: str, problems: ProblemsSettings, extract: ExtractSettings) -> Fold | None:
+    """The study as a fold; None if its pairs are about all loopholes of its problems, or about none of them."""
+    known = problems.loopholes if extract.loopholes is None else extract.loopholes
+    unseen = tuple(name for name in problems.loopholes if name not in known)
+    return Fold(study, unseen, extract.bodies) if 0 < len(unseen) < len(problems.loopholes) else None
+
+
+def fold_arms(
+    fold: Fold, samples: Mapping[str, pd.DataFrame], links: Mapping[str, str], confidence: float
+) -> list[FoldArm]:
+    """Every arm of a fold in the order of `samples` (as of `read_study_samples`), whose first is the reference.
+
+    links: control -> the arm that it controls, as of `controls_of`.
+
+    Raises:
+        LabError: arms differ in seeds or problems.
+    """
+    counted = {arm: _tallies(fold, rows, arm) for arm, rows in samples.items()}
+    reference = next(iter(counted))
+    found = []
+    for arm, tallies in counted.items():
+        hacks = tallies["unseen_hack"]
+        controls = [name for name, treated in links.items() if treated == arm and name in counted]
+        control = min(controls, key=lambda name: counted[name]["unseen_hack"].by_seed().mean(), default="")
+        found.append(
+            FoldArm(
+                fold=fold,
+                arm=arm,
+                seeds=len(hacks.seeds),
+                shares={name: share(each, confidence) for name, each in tallies.items()},
+                sems={name: sem(each.by_seed().tolist()) for name, each in tallies.items()},
+                drop=_gap(counted, reference, arm, confidence),
+                excess=_gap(counted, control, arm, confidence),
+                control=control,
+            )
+        )
+    return found
+
+
+def means(arms: Sequence[FoldArm]) -> dict[tuple[str, str], dict[str, float]]:
+    """(bodies, arm) -> the mean of each of `RATES` over the folds with these bodies, each fold counting the same."""
+    cells: dict[tuple[str, str], list[FoldArm]] = {}
+    for row in arms:
+        cells.setdefault((row.fold.bodies, row.arm), []).append(row)
+    return {
+        key: {name: sum(row.shares[name].estimate for row in rows) / len(rows) for name in RATES}
+        for key, rows in cells.items()
+    }
+
+
+def _tallies(fold: Fold, rows: pd.DataFrame, arm: str) -> dict[str, Tally]:
+    unseen = rows["loophole"].isin(fold.unseen)
+    return {
+        name: tally(rows[unseen] if of_unseen else rows[~unseen], arm, verdict)
+        for name, (of_unseen, verdict) in RATES.items()
+    }
+
+
+def _gap(
+    counted: Mapping[str, Mapping[str, Tally]], first: str, second: str, confidence: float
+) -> PairedDifference | None:
+    """Unseen hacks of `first` minus those of `second`."""
+    if first in ("", second) or len(counted[second]["unseen_hack"].seeds) < 2:
+        return None
+    return paired_difference(counted[first]["unseen_hack"], counted[second]["unseen_hack"], confidence)

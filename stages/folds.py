@@ -1,0 +1,66 @@
+"""Stage `folds` of study/dvc.yaml: the weak detector, all studies whose V does not know every loophole.
+
+Which studies these are, and what is unseen, is read from their settings. Everything is computed before the first file
+is written. Writes metrics/study/folds.json, plots/study/folds.{csv,md,png,svg}.
+"""
+
+import sys
+from pathlib import Path
+
+from projected_grpo.errors import LabError, exit_status
+from projected_grpo.evaluation.folds import Fold, FoldArm, fold_arms, fold_of
+from projected_grpo.evaluation.study import controls_of, read_study_samples
+from projected_grpo.report import folds as report
+from projected_grpo.settings.arms import ArmSettings
+from projected_grpo.settings.comparison import ComparisonSettings
+from projected_grpo.settings.extract import ExtractSettings
+from projected_grpo.settings.loader import Params, parse, read_params, section
+from projected_grpo.settings.problems import ProblemsSettings
+from projected_grpo.settings.studies import StudySettings, paths_of
+from projected_grpo.storage import write_bytes, write_json, write_text
+
+PLOTS = Path("plots/study")
+
+
+def folds(params: Params) -> list[Fold]:
+    """The studies that are folds, in the order of params.yaml."""
+    found = []
+    for name in params["studies"]:
+        changed = read_params(study=name)
+        problems, extract = section(changed, "problems", ProblemsSettings), section(changed, "extract", ExtractSettings)
+        fold = fold_of(name, problems, extract)
+        if fold is not None:
+            found.append(fold)
+    if not found:
+        raise LabError(
+            setting="studies",
+            value="no fold",
+            rule="a fold extracts from pairs about some of its problems' loopholes, not all",
+            fix="add a study with problems.loopholes and fewer extract.loopholes",
+        )
+    return found
+
+
+def measured(params: Params, fold: Fold, confidence: float) -> list[FoldArm]:
+    """The arms of one fold."""
+    arms = parse(params, f"studies.{fold.study}", StudySettings).arms
+    links = controls_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in arms})
+    return fold_arms(fold, read_study_samples(paths_of(params, fold.study).graded, arms), links, confidence)
+
+
+def main() -> None:
+    params = read_params()
+    confidence = parse(params, "comparison", ComparisonSettings).confidence
+    found = [row for fold in folds(params) for row in measured(params, fold, confidence)]
+    drawn = {"png": report.figure(found, "png"), "svg": report.figure(found, "svg")}
+
+    write_json("metrics/study/folds.json", report.metrics(found))
+    write_text(PLOTS / "folds.csv", report.table(found).to_csv(index=False, lineterminator="\n"))
+    write_text(PLOTS / "folds.md", report.markdown(found, confidence))
+    for kind, content in drawn.items():
+        write_bytes(PLOTS / f"folds.{kind}", content)
+    print(f"weak detector: {len({row.fold for row in found})} folds; the table is in {PLOTS}/folds.md")
+
+
+if __name__ == "__main__":
+    sys.exit(exit_status(main))

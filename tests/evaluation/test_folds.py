@@ -1,0 +1,112 @@
+"""The weak detector: what is unseen follows from the settings; its rates, drops and table, with known answers."""
+
+from __future__ import annotations
+
+import json
+import runpy
+from pathlib import Path
+
+import pandas as pd
+import pytest
+
+from projected_grpo.evaluation.folds import Fold, fold_arms, fold_of, means
+from projected_grpo.report import folds as report
+from projected_grpo.settings.extract import ExtractSettings
+from projected_grpo.settings.loader import read_params
+from projected_grpo.settings.problems import ProblemsSettings
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLD = Fold("secret", ("sentinel",), "lazy")
+LINKS = {"random": "projected", "placebo": "projected"}
+
+
+def settings(loopholes: list[str], known: list[str] | None) -> Fold | None:
+    problems = ProblemsSettings(source="embedded", stages=5, train=16, test=8, loopholes=loopholes, seed=0)
+    extract = ExtractSettings(pairs="p.yaml", k_max=4, bodies="matched", direction_file=None, loopholes=known)
+    return fold_of("secret", problems, extract)
+
+
+def test_unseen_are_the_problems_loopholes_without_those_of_the_pairs():
+    found = settings(["run_tests", "sentinel", "file_marker"], ["run_tests", "file_marker"])
+    assert found == Fold("secret", ("sentinel",), "matched")
+    assert settings(["run_tests", "sentinel"], None) is None, "null: pairs about all"
+    assert settings(["run_tests"], ["run_tests", "sentinel"]) is None
+    assert settings(["run_tests"], ["sentinel"]) is None, "knows nothing: no weak detector, none at all"
+
+
+@pytest.fixture
+def samples(graded):
+    """Of 20 problems the odd ones have the unseen loophole: hacked there, of each 10: 8, 2, 6, 4; known ones 5, 0..."""
+
+    def arm(name: str, unseen: int, known: int) -> pd.DataFrame:
+        rows = graded(name, {1: 0.0, 2: 0.0}, problems=20)
+        number = rows["problem_id"].str[1:].astype(int)
+        rows["loophole"] = (number % 2).map({0: "run_tests", 1: "sentinel"})
+        rows["hacked"] = number // 2 < (number % 2).map({0: known, 1: unseen})
+        rows["correct"] = ~rows["hacked"] & (number % 2 == 1) & (number >= 18)
+        return rows
+
+    counts = {"vanilla": (8, 5), "projected": (2, 0), "random": (6, 4), "placebo": (4, 1)}
+    return {name: arm(name, *both) for name, both in counts.items()}
+
+
+def test_unseen_and_known_are_measured_apart(samples):
+    found = {row.arm: row for row in fold_arms(FOLD, samples, LINKS, 0.95)}
+    row = found["projected"].row()
+    assert (row["unseen_hack_rate"], row["unseen_pass_rate"], row["known_hack_rate"]) == (0.2, 0.1, 0.0)
+    assert (row["unseen_samples"], row["seeds"], row["unseen_hack_rate_sem"]) == (20, 2, 0.0)
+    assert row["unseen_hack_ci_low"] < 0.2 < row["unseen_hack_ci_high"]
+    assert found["vanilla"].row()["known_hack_rate"] == 0.5
+
+
+def test_drop_is_against_the_first_arm_and_excess_against_the_strongest_control(samples):
+    found = {row.arm: row for row in fold_arms(FOLD, samples, LINKS, 0.95)}
+    assert found["projected"].row()["drop_pp"] == pytest.approx(60.0)
+    assert found["projected"].row()["excess_pp"] == pytest.approx(20.0)
+    assert found["projected"].control == "placebo"
+    assert found["random"].row()["drop_pp"] == pytest.approx(20.0)
+    assert (found["vanilla"].drop, found["random"].excess) == (None, None)
+
+
+def test_means_are_over_folds_with_the_same_bodies(samples):
+    other = {name: rows.assign(hacked=False) for name, rows in samples.items()}
+    rows = fold_arms(FOLD, samples, LINKS, 0.95) + fold_arms(Fold("b", ("sentinel",), "lazy"), other, LINKS, 0.95)
+    rows += fold_arms(Fold("c", ("sentinel",), "matched"), samples, LINKS, 0.95)
+    found = means(rows)
+    assert found["lazy", "vanilla"]["unseen_hack"] == pytest.approx(0.4)
+    assert found["matched", "vanilla"]["unseen_hack"] == pytest.approx(0.8)
+    text = report.markdown(rows, 0.95)
+    assert "| lazy | vanilla | 40.0 | 10.0 | 25.0 |" in text
+    assert "| sentinel | lazy | projected | 20.0 ± 0.0 (" in text
+
+
+def test_one_seed_has_rates_and_no_differences(samples):
+    one = {name: rows[rows["seed"] == 1] for name, rows in samples.items()}
+    found = fold_arms(FOLD, one, LINKS, 0.95)
+    assert [row.drop for row in found] == [None] * 4
+    assert "| sentinel | lazy | projected | 20.0 |" in report.markdown(found, 0.95)
+    assert report.figure(found)[:4] == b"\x89PNG"
+
+
+def test_the_stage_writes_all_it_declares(samples, tmp_path, monkeypatch):
+    params = json.loads(json.dumps(read_params(ROOT / "params.yaml")))
+    block = {"arms": ["vanilla", "projected", "random"], "problems": {"loopholes": ["run_tests", "sentinel"]}}
+    params["studies"] = {
+        "plain": block,
+        "secret": {**block, "extract": {"loopholes": ["run_tests"], "bodies": "lazy"}},
+    }
+    (tmp_path / "params.yaml").write_text(json.dumps(params))
+    for arm in block["arms"]:
+        folder = tmp_path / "data/study/secret/graded" / arm
+        folder.mkdir(parents=True)
+        samples[arm].to_parquet(folder / "samples.parquet")
+    monkeypatch.chdir(tmp_path)
+    runpy.run_path(str(ROOT / "stages/folds.py"))["main"]()
+    found = json.loads((tmp_path / "metrics/study/folds.json").read_text())
+    assert list(found) == ["secret"]
+    assert found["secret"]["projected"]["unseen_hack_rate"] == 0.2
+    table = pd.read_csv(tmp_path / "plots/study/folds.csv")
+    assert table["unseen_hack_rate"].tolist() == [0.8, 0.2, 0.6]
+    assert {path.name for path in (tmp_path / "plots/study").iterdir()} == {
+        f"folds.{kind}" for kind in ("csv", "md", "png", "svg")
+    }
