@@ -7,7 +7,14 @@ import functools
 import pytest
 import torch
 from tiny_policy import SHIPPED
-from transformers import AutoModelForCausalLM, PreTrainedModel, PreTrainedTokenizerBase
+from torch import nn
+from transformers import (
+    AutoModelForCausalLM,
+    PreTrainedModel,
+    PreTrainedTokenizerBase,
+    Qwen3MoeConfig,
+    Qwen3MoeForCausalLM,
+)
 
 from projected_grpo.directions.concept import (
     Concept,
@@ -34,6 +41,36 @@ def pairs(split: str) -> list[Pair]:
 @pytest.mark.parametrize(("count", "layers"), [(4, (2,)), (36, (21, 22, 23, 24, 25, 26)), (2, (0,))])
 def test_the_blocks_lie_at_60_to_75_percent_of_the_depth(count: int, layers: tuple[int, ...]) -> None:
     assert concept_layers(count) == layers
+
+
+def tiny_mixture() -> Qwen3MoeForCausalLM:
+    """Two blocks of seven experts."""
+    sizes = {"hidden_size": 8, "intermediate_size": 8, "moe_intermediate_size": 4, "head_dim": 4, "vocab_size": 16}
+    heads = {"num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    return Qwen3MoeForCausalLM(Qwen3MoeConfig(**sizes, **heads, num_experts=7, num_experts_per_tok=2))
+
+
+def test_the_blocks_are_those_of_the_model_and_not_the_experts_within(micro: PreTrainedModel) -> None:
+    assert blocks(micro) is micro.model.layers
+    mixture = tiny_mixture()
+    assert blocks(mixture) is mixture.model.layers
+    for block in mixture.model.layers:  # as models hold them whose experts are not stacked into one tensor
+        block.mlp.experts = nn.ModuleList(nn.Identity() for _ in range(7))
+    assert blocks(mixture) is mixture.model.layers
+    for block in mixture.model.layers:
+        block.mlp.experts = nn.ModuleList(nn.Identity() for _ in range(2))  # as many as there are blocks
+    assert blocks(mixture) is mixture.model.layers
+
+
+def test_a_model_without_one_list_of_blocks_is_refused() -> None:
+    mixture = tiny_mixture()
+    mixture.config.num_hidden_layers = 3
+    with pytest.raises(ValueError, match=r"Qwen3MoeForCausalLM has 0 outermost lists .* \(3\) modules"):
+        blocks(mixture)
+    mixture.config.num_hidden_layers = 2
+    mixture.decoder = nn.ModuleList(nn.Identity() for _ in range(2))
+    with pytest.raises(ValueError, match="has 2 outermost lists"):
+        blocks(mixture)
 
 
 def test_a_score_is_the_mean_projection_over_the_spread() -> None:

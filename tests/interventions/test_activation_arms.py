@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -109,6 +110,7 @@ class Tower(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.layers = nn.ModuleList(nn.Identity() for _ in range(4))
+        self.config = SimpleNamespace(num_hidden_layers=4)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         for layer in self.layers:

@@ -21,20 +21,29 @@ if TYPE_CHECKING:
     from projected_grpo.problems.pairs import Pair
 
 DEPTHS = (0.60, 0.75)
-KINDS = ("hack", "random", "placebo", "permuted", "flipped")
+PAIRED = ("hack", "placebo", "permuted", "flipped")  # kinds that are learned from the two sides of pairs
+KINDS = (*PAIRED, "random")
 ROWS = 64  # texts per forward pass
 
 
-def blocks(model: nn.Module) -> nn.ModuleList:
-    """The model's transformer blocks: its longest list of modules.
+def blocks(model: PreTrainedModel) -> nn.ModuleList:
+    """The model's transformer blocks: its outermost list of `config.num_hidden_layers` modules.
+
+    Not its longest list: the experts within a block may outnumber the blocks.
 
     Raises:
-        ValueError: it has none.
+        ValueError: it has none, or several (an encoder and a decoder).
     """
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    if not lists:
-        raise ValueError(f"{type(model).__name__} has no list of blocks to read hidden states from")
-    return max(lists, key=len)
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    outermost = [module for name, module in lists.items() if not any(name.startswith(f"{other}.") for other in lists)]
+    count = getattr(model.config, "num_hidden_layers", None)
+    found = [module for module in outermost if len(module) == count]
+    if len(found) != 1:
+        raise ValueError(
+            f"{type(model).__name__} has {len(found)} outermost lists of config.num_hidden_layers ({count}) modules; "
+            "hidden states are read from the blocks of a model that has one"
+        )
+    return found[0]
 
 
 def concept_layers(count: int, depths: tuple[float, float] = DEPTHS) -> tuple[int, ...]:
