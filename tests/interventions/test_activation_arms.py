@@ -11,11 +11,15 @@ from pydantic import ValidationError
 from torch import nn
 
 from projected_grpo.directions.concept import Concept
+from projected_grpo.errors import ParamsError
 from projected_grpo.interventions import advantage, suppressed
 from projected_grpo.interventions.advantage import Advantage, discounted, one_sided_z
 from projected_grpo.interventions.base import DEFAULT, Rollouts, StepGradients, Task
 from projected_grpo.interventions.gradient_advantage import GradientAdvantage, Options
+from projected_grpo.interventions.registry import check_arms
 from projected_grpo.interventions.suppressed import Suppressed
+from projected_grpo.settings.arms import ArmSettings
+from projected_grpo.settings.direction import DirectionSettings
 
 REWARDS = [3.0, 3.0, 0.5, 0.1 + 0.2]
 BASES = {"m": torch.tensor([[1.0, 0.0]])}
@@ -101,6 +105,34 @@ def test_gradient_advantage_off_is_the_same_tensors() -> None:
     assert not arm.unit_rollouts
     gradients = step([1.0, -1.0, 0.0, 0.0])
     assert arm.gradient(gradients)[DEFAULT] is gradients.total
+
+
+@pytest.mark.parametrize("name", ["advantage", "suppressed", "absorbed", "gradient_advantage"])
+def test_axes_that_are_not_read_are_refused(name: str) -> None:
+    arm = ArmSettings.model_validate({"intervention": name, "direction": "hack", "axes": {"gate": "reverse"}})
+    assert faults(arm) == ["arms.own.axes.gate"]
+
+
+def test_the_axes_of_v_are_read_by_the_share_alone() -> None:
+    block = {"intervention": "gradient_advantage", "direction": "hack", "axes": {"k": 2, "noise_floor": 0.1}}
+    assert faults(ArmSettings.model_validate(block)) == ["arms.own.axes.k", "arms.own.axes.noise_floor"]
+    assert faults(ArmSettings.model_validate({**block, "options": {"reading": "share"}})) == []
+
+
+@pytest.mark.parametrize("name", ["advantage", "suppressed"])
+def test_no_concept_is_learned_from_single_answers(name: str) -> None:
+    assert faults(ArmSettings.model_validate({"intervention": name, "direction": "clean"})) == ["arms.own.direction"]
+    for kind in ("hack", "random", "placebo", "permuted", "flipped"):
+        assert faults(ArmSettings.model_validate({"intervention": name, "direction": kind})) == []
+
+
+def faults(arm: ArmSettings) -> list[str]:
+    """The settings that `validate` refuses in an arm."""
+    try:
+        check_arms({"own": arm}, DirectionSettings(k=8, gate="one_sided", refresh_every=10, project="gradient"))
+    except ParamsError as refusal:
+        return [fault.setting for fault in refusal.faults]
+    return []
 
 
 # ---------------------------------------------------------------- while sampling

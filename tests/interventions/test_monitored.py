@@ -7,13 +7,14 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from projected_grpo.errors import LabError, ParamsError
+from projected_grpo.errors import ParamsError
 from projected_grpo.interventions import monitored
 from projected_grpo.interventions.base import Rollouts, Task, Workbench
 from projected_grpo.interventions.monitored import Monitored, Options, build
 from projected_grpo.interventions.monitors import Asked, Flags, Probe, Stateless, Truth
-from projected_grpo.interventions.registry import options_of
+from projected_grpo.interventions.registry import check_arms, options_of
 from projected_grpo.settings.arms import ArmSettings
+from projected_grpo.settings.direction import DirectionSettings
 
 JUDGE = {"base_url": "http://localhost:1/v1", "model": "m"}
 BENCH = Workbench(None, None, None, seed=0)  # type: ignore[arg-type]
@@ -37,7 +38,7 @@ def rollouts(hacked: tuple[bool, ...] | None = None) -> Rollouts:
 
 
 def acted(*scores: float | None, **options: Any) -> tuple[list[float | None], Monitored]:
-    arm = Monitored(Options(**options), Says(*scores))
+    arm = Monitored(Options(**{"monitor": "truth", **options}), Says(*scores))
     return arm.reward(rollouts(), list(REWARDS)), arm
 
 
@@ -78,13 +79,13 @@ def test_an_arm_that_watches_changes_nothing_and_logs_its_scores() -> None:
 
 
 def test_figures_have_the_keys_of_every_arm_before_any_step() -> None:
-    arm = Monitored(Options(), Says())
+    arm = Monitored(Options(monitor="truth"), Says())
     assert set(arm.figures()) == {"basis_overlap", "axes", "bare_modules", "overshoot", "flagged"}
     assert arm.scores() is None
 
 
 def test_only_the_truth_asks_the_oracle() -> None:
-    arm = build(Options(action="screening"), BENCH)
+    arm = build(Options(monitor="truth", action="screening"), BENCH)
     assert arm.uses_oracle
     assert arm.reward(rollouts((True, False, True)), list(REWARDS)) == [None, REWARDS[1], None]
     assert not build(Options(monitor="flags"), BENCH).uses_oracle
@@ -93,7 +94,7 @@ def test_only_the_truth_asks_the_oracle() -> None:
 
 
 def test_the_truth_with_errors_is_the_monitor_of_that_seed() -> None:
-    arm = build(Options(accuracy=0.5), dataclasses.replace(BENCH, seed=7))
+    arm = build(Options(monitor="truth", accuracy=0.5), dataclasses.replace(BENCH, seed=7))
     shown = rollouts((True, False, True))
     arm.reward(shown, list(REWARDS))
     assert arm.scores() == Truth(0.5, 7).judge(shown)
@@ -107,16 +108,36 @@ def test_each_monitor_is_built_by_its_name() -> None:
 
     assert type(monitor(monitor="flags")) is Flags
     assert type(monitor(monitor="judge", judge=JUDGE)) is Asked
-    assert type(monitor()) is Truth
+    assert type(monitor(monitor="truth")) is Truth
 
 
-def test_the_probe_is_refused_without_pairs_of_a_kind() -> None:
+def refusal_of(monitor: str, direction: str | None, **block: object) -> list[tuple[str, object]]:
+    """Setting and value of every fault that `validate` finds in such an arm."""
+    options = {"monitor": monitor, **({"judge": JUDGE} if monitor == "judge" else {})}
+    arm = ArmSettings.model_validate({"intervention": "monitored", "direction": direction, "options": options, **block})
+    shared = DirectionSettings(k=2, gate="one_sided", refresh_every=0, project="gradient")
+    try:
+        check_arms({"own": arm}, shared)
+    except ParamsError as refusal:
+        return [(fault.setting, fault.value) for fault in refusal.faults]
+    return []
+
+
+def test_the_probe_learns_from_pairs_and_the_other_monitors_from_nothing() -> None:
+    for kind in ("hack", "placebo", "permuted", "flipped"):
+        assert refusal_of("probe", kind) == []
     for kind in (None, "random", "clean"):
-        bench = dataclasses.replace(BENCH, kind=kind, pairs=[object()])  # type: ignore[list-item]
-        with pytest.raises(LabError, match="hack, placebo, permuted, flipped"):
-            build(Options(monitor="probe"), bench)
-    with pytest.raises(LabError):
-        build(Options(monitor="probe"), dataclasses.replace(BENCH, kind="hack"))
+        assert refusal_of("probe", kind) == [("arms.own.direction", kind)]
+    for monitor in ("truth", "flags", "judge"):
+        assert refusal_of(monitor, None) == []
+        assert refusal_of(monitor, "hack") == [("arms.own.direction", "hack")]
+    assert refusal_of("probe", "hack", axes={"k": 1}) == [("arms.own.axes.k", 1)]
+
+
+def test_the_oracle_is_never_asked_by_default() -> None:
+    with pytest.raises(ParamsError) as refusal:
+        options_of(ArmSettings(intervention="monitored", options={"action": "screening"}), "arms.own")
+    assert [fault.setting for fault in refusal.value.faults] == ["arms.own.options.monitor"]
 
 
 def test_the_probes_weights_are_the_arms_state(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,11 +152,6 @@ def test_the_probes_weights_are_the_arms_state(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setattr(probe, "start", lambda: begun.append(True))
     arm.start()
     assert begun == [True]
-
-
-def test_a_direction_that_would_be_ignored_is_refused() -> None:
-    with pytest.raises(LabError, match="must be null where the monitor is flags"):
-        build(Options(monitor="flags"), dataclasses.replace(BENCH, kind="hack"))
 
 
 @pytest.mark.parametrize(
@@ -155,14 +171,14 @@ def test_a_direction_that_would_be_ignored_is_refused() -> None:
 )
 def test_settings_that_are_ignored_missing_or_out_of_bounds_are_refused(options: dict[str, Any], field: str) -> None:
     with pytest.raises(ParamsError) as refusal:
-        options_of(ArmSettings(intervention="monitored", options=options), "arms.x")
+        options_of(ArmSettings(intervention="monitored", options={"monitor": "truth", **options}), "arms.x")
     assert [fault.setting for fault in refusal.value.faults] == [f"arms.x.options.{field}"]
 
 
 def test_every_monitor_can_be_set_from_a_file() -> None:
     for options in (
-        {},
-        {"accuracy": 0.7, "action": "screening"},
+        {"monitor": "truth"},
+        {"monitor": "truth", "accuracy": 0.7, "action": "screening"},
         {"monitor": "probe", "threshold": 0.67, "penalty": 1},
         {"monitor": "flags", "flag": "stub_passes"},
         {"monitor": "judge", "judge": {**JUDGE, "api_key_env": "KEY", "retries": 0}, "threshold": 0.9},

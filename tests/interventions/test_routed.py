@@ -10,6 +10,8 @@ from projected_grpo.directions.algebra import Bases
 from projected_grpo.errors import ParamsError
 from projected_grpo.interventions import routed
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE, StepGradients, Workbench
+from projected_grpo.interventions.registry import check_arms
+from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.direction import DirectionSettings
 from projected_grpo.spectral.names import deltas_in_use
 
@@ -115,10 +117,24 @@ def test_a_resumed_arm_continues_with_the_axes_it_had(policy: PeftModel) -> None
     assert resumed.gradient(STEP)[DEFAULT]["a"].tolist() == [2.0, -3.0, 0.0]
 
 
-@pytest.mark.parametrize("project", ["update", "both"])
-def test_a_projected_update_is_refused(project: str) -> None:
-    with pytest.raises(ParamsError, match=r"axes.project"):
-        made(direction=settings(project=project))
+@pytest.mark.parametrize(
+    ("block", "changes", "setting"),
+    [
+        ({"direction": "hack"}, {"project": "update"}, "axes.project"),
+        ({"direction": "hack"}, {"project": "both"}, "axes.project"),
+        ({"direction": "hack"}, {"preserve_magnitude": True}, "axes.preserve_magnitude"),
+        ({"direction": "clean"}, {}, "direction"),
+    ],
+)
+def test_parts_that_are_not_what_erasing_keeps_and_drops_are_refused(
+    block: dict[str, object], changes: dict[str, object], setting: str
+) -> None:
+    arm = ArmSettings.model_validate({"intervention": "routed", **block})
+    for own, shared in ((arm, settings(**changes)), (arm.model_copy(update={"axes": changes}), settings())):
+        with pytest.raises(ParamsError) as refusal:
+            check_arms({"own": own}, shared)
+        assert [fault.setting for fault in refusal.value.faults] == [f"arms.own.{setting}"]
+    check_arms({"own": arm.model_copy(update={"direction": "random"})}, settings())
 
 
 def test_nobody_is_judged_and_the_figures_are_those_of_every_arm() -> None:

@@ -53,12 +53,14 @@ FAMILIES: dict[str, Family] = {
     "routed": Family(hack(capacity="span"), hack(enabled=False)),
     "advantage": Family(hack(), hack(alpha=0.0)),
     "gradient_advantage": Family(hack(), hack(alpha=0.0)),
-    "rollout_routed": Family(hack(low=0.0, high=0.0), hack(enabled=False)),
+    "rollout_routed": Family(hack(low=-1.0, high=-1.0), hack(enabled=False)),
     "absorbed": Family(hack(), hack(strength=0.0, train_quarantine=False)),
     "trusted": Family({"direction": "clean"}, {"direction": "clean", "options": {"strength": 0.0}}),
     "suppressed": Family(hack(), hack(strength=0.0)),
     "inoculated": Family({}, {"options": {"prefixes": []}}),
-    "monitored": Family({"options": {"accuracy": 0.5}}, {"options": {"action": "watch"}}),
+    "monitored": Family(
+        {"options": {"monitor": "truth", "accuracy": 0.5}}, {"options": {"monitor": "truth", "action": "watch"}}
+    ),
 }
 PLAIN = {"vanilla": {"intervention": "measure"}, "erase": {"intervention": "erase", "direction": "hack"}}
 

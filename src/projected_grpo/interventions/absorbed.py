@@ -24,13 +24,14 @@ from projected_grpo.interventions.base import (
     Vectors,
     Workbench,
 )
-from projected_grpo.interventions.routed import nothing
+from projected_grpo.interventions.quarantine import nothing
 from projected_grpo.settings.section import NonNegative, Section
 
 if TYPE_CHECKING:
     from torch import nn
 
 NEEDS_DIRECTION = True
+READS_AXES: frozenset[str] = frozenset()
 
 
 class Options(Section):

@@ -14,17 +14,23 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from projected_grpo.directions.concept import Concept, concept, hidden_means
+from projected_grpo.directions.concept import KINDS, Concept, concept, hidden_means
+from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.base import Intervention, Rollouts, Workbench
 from projected_grpo.settings.section import Rate, Section, broken_rule
 
+if TYPE_CHECKING:
+    from projected_grpo.settings.arms import ArmSettings
+    from projected_grpo.settings.direction import DirectionSettings
+
 NEEDS_DIRECTION = True
+READS_AXES: frozenset[str] = frozenset()
 FLOOR = 0.1  # of the group's standard deviation, in that of clean texts
 
 Form = Literal["multiplicative", "additive"]
@@ -107,6 +113,18 @@ class Advantage(Intervention):
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         self.concept = dataclasses.replace(self.concept, vectors=state["vectors"], spread=float(state["spread"]))
+
+
+def check(options: Depths, arm: ArmSettings, direction: DirectionSettings | None) -> None:
+    """Refuse a direction that no concept is learned from, for every arm that reads or projects concepts.
+
+    Raises:
+        ParamsError: the clean answers' span, which has no two sides to differ.
+    """
+    del options, direction
+    if arm.direction not in KINDS:
+        rule = f"must be one of {', '.join(KINDS)} for `{arm.intervention}`: a concept is the difference of two sides"
+        raise ParamsError([LabError(setting="direction", value=arm.direction, rule=rule, fix="set one of them")])
 
 
 def build(options: Options, workbench: Workbench) -> Intervention:

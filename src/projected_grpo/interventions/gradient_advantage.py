@@ -9,13 +9,14 @@ discounted after the backward pass, and g' = sum_i A'_i u_i is put together at t
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
 from pydantic import Field
 from torch import Tensor
 
 from projected_grpo.directions.algebra import Bases, Frames, alignment_rows, cosine_rows
+from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.advantage import Form, discounted, one_sided_z
 from projected_grpo.interventions.base import (
     DEFAULT,
@@ -28,8 +29,13 @@ from projected_grpo.interventions.base import (
 )
 from projected_grpo.settings.section import Section
 
+if TYPE_CHECKING:
+    from projected_grpo.settings.arms import ArmSettings
+    from projected_grpo.settings.direction import DirectionSettings
+
 NEEDS_DIRECTION = True
 NEEDS_ROLLOUT_GRADIENTS = "unit"
+READS_AXES = frozenset({"k", "noise_floor", "mean_diff"})  # of V, i.e. with `reading: share` alone
 
 
 class Options(Section):
@@ -99,6 +105,21 @@ class GradientAdvantage(Intervention):
 
     def figures(self) -> dict[str, float]:
         return super().figures() | {"flagged": self._flagged}
+
+
+def check(options: Options, arm: ArmSettings, direction: DirectionSettings | None) -> None:
+    """Refuse axes that the reading does without.
+
+    Raises:
+        ParamsError: an arm with `reading: signed` sets something about V.
+    """
+    del direction
+    if options.reading == "share" or not arm.axes:
+        return
+    rule, fix = "must not be set where options.reading is signed; it would be ignored", "remove it, or set share"
+    raise ParamsError(
+        LabError(setting=f"axes.{key}", value=value, rule=rule, fix=fix) for key, value in arm.axes.items()
+    )
 
 
 def build(options: Options, workbench: Workbench) -> Intervention:

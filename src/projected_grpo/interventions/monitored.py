@@ -12,19 +12,24 @@ fails) is neither flagged nor clean: it is left out, unless the arm only watches
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Annotated, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from projected_grpo.errors import LabError
+from projected_grpo.directions.concept import PAIRED
+from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.base import Intervention, Rollouts, Workbench
 from projected_grpo.interventions.judge import JudgeSettings
 from projected_grpo.interventions.monitors import Asked, Flag, Flags, Monitor, Probe, Truth
 from projected_grpo.settings.section import Positive, Section, broken_rule
 
+if TYPE_CHECKING:
+    from projected_grpo.settings.arms import ArmSettings
+    from projected_grpo.settings.direction import DirectionSettings
+
+READS_AXES: frozenset[str] = frozenset()
 NEEDS_DIRECTION = None  # the probe is trained on the pairs of one; the other monitors act on none
-PAIRED = ("hack", "placebo", "permuted", "flipped")  # directions that come from pairs
 UNKNOWN = -1.0  # logged where the monitor has no verdict
 USED_BY = {  # setting -> what uses it
     "penalty": ("action", ("penalty",)),
@@ -38,7 +43,7 @@ USED_BY = {  # setting -> what uses it
 class Options(Section):
     """Who watches, and what follows."""
 
-    monitor: Literal["truth", "probe", "flags", "judge"] = "truth"
+    monitor: Literal["truth", "probe", "flags", "judge"]
     """truth: the oracle, an upper bound. probe: a linear one on hidden states. flags: a detector. judge: a model"""
 
     action: Literal["penalty", "screening", "watch"] = "penalty"
@@ -123,32 +128,40 @@ def modules(options: Options) -> tuple[str, ...]:
     return ("projected_grpo.grading.labels.detectors",) if options.flag == "stub_passes" else ()
 
 
+def check(options: Options, arm: ArmSettings, direction: DirectionSettings | None) -> None:
+    """Refuse a direction that the monitor would ignore, or the lack of one that it learns from.
+
+    Raises:
+        ParamsError: the probe has no pairs to learn from, or another monitor has a direction.
+    """
+    del direction
+    if options.monitor == "probe" and arm.direction not in PAIRED:
+        rule = f"must be one of {', '.join(PAIRED)} where the monitor is probe: it is trained on the pairs of one"
+        fix = "set direction: hack, or one of its controls"
+    elif options.monitor != "probe" and arm.direction is not None:
+        rule = f"must be null where the monitor is {options.monitor}: it would be ignored"
+        fix = "remove it, or set monitor: probe"
+    else:
+        return
+    raise ParamsError([LabError(setting="direction", value=arm.direction, rule=rule, fix=fix)])
+
+
 def build(options: Options, workbench: Workbench) -> Intervention:
     """The intervention of this family.
 
     Raises:
-        LabError: the probe has no pairs to learn from, another monitor has a direction, or a judge's key is missing.
+        LabError: a judge's key is missing.
     """
     return Monitored(options, _monitor(options, workbench))
 
 
 def _monitor(options: Options, workbench: Workbench) -> Monitor:
     if options.monitor == "probe":
-        return _probe(workbench)
-    if workbench.kind is not None:
-        rule = f"must be null where the monitor is {options.monitor}: it would be ignored"
-        raise LabError(setting="direction", value=workbench.kind, rule=rule, fix="remove it, or set monitor: probe")
+        assert workbench.kind in PAIRED, "`check` refuses another direction"
+        return Probe(workbench.model, workbench.tokenizer, workbench.pairs, workbench.kind, workbench.seed)
     if options.monitor == "judge":
         assert options.judge is not None, "the options refuse a judge without its settings"
         return Asked(options.judge)
     if options.monitor == "flags":
         return Flags(options.flag, workbench.sandbox)
     return Truth(options.accuracy, workbench.seed)
-
-
-def _probe(workbench: Workbench) -> Probe:
-    kind = workbench.kind
-    if kind not in PAIRED or not workbench.pairs:
-        rule = f"must be one of {', '.join(PAIRED)} where the monitor is probe: it is trained on the pairs of one"
-        raise LabError(setting="direction", value=kind, rule=rule, fix="set direction: hack, or one of its controls")
-    return Probe(workbench.model, workbench.tokenizer, workbench.pairs, kind, workbench.seed)

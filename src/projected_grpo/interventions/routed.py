@@ -9,8 +9,6 @@ labels. V is refreshed with the quarantine off: what it has learned is none of t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Literal
 
 from projected_grpo.directions.algebra import Bases, keep_all
@@ -25,17 +23,20 @@ from projected_grpo.interventions.base import (
     Workbench,
 )
 from projected_grpo.interventions.erase import Erase
+from projected_grpo.interventions.quarantine import QuarantineOff, nothing
 from projected_grpo.settings.direction import DirectionSettings
 from projected_grpo.settings.section import Section
 
 if TYPE_CHECKING:
     from torch import nn
 
+    from projected_grpo.settings.arms import ArmSettings
+
 NEEDS_DIRECTION = True
 
 
 class Options(Section):
-    """Beyond the direction block, whose `project` must be `gradient`."""
+    """Beyond the direction block, whose `project` must be `gradient` and `preserve_magnitude` false."""
 
     enabled: bool = True
     """false sends everything to the deployed adapter"""
@@ -43,57 +44,6 @@ class Options(Section):
     capacity: Literal["full", "span"] = "full"
     """full: the quarantine is as long a delta as the deployed one. span: it moves along V's present axes alone, k per
     matrix, so that it can learn no more than what was routed to it"""
-
-
-class QuarantineOff:
-    """A source whose refreshes see the deployed policy alone."""
-
-    def __init__(self, source: DirectionSource, model: nn.Module) -> None:
-        self.source = source
-        self.model = model
-
-    @property
-    def independent(self) -> bool:
-        return self.source.independent
-
-    def initial(self) -> Bases:
-        return self.source.initial()
-
-    def refreshed(self, step: int) -> Bases:
-        with deployed_policy(self.model):
-            return self.source.refreshed(step)
-
-
-@contextmanager
-def deployed_policy(model: nn.Module) -> Iterator[None]:
-    """The model without its quarantine."""
-    from projected_grpo.spectral import activate  # brings PEFT, which checking an arm's options does not need
-
-    activate(model, DEFAULT)
-    try:
-        yield
-    finally:
-        activate(model, DEFAULT, QUARANTINE)
-
-
-def nothing(like: Vectors) -> Vectors:
-    """Exact zeros of the same shapes: an adapter that gets them stays where it is."""
-    return {module: vector.new_zeros(vector.shape) for module, vector in like.items()}
-
-
-def routable(workbench: Workbench) -> tuple[DirectionSettings, DirectionSource]:
-    """The settings of V and where it comes from.
-
-    Raises:
-        ParamsError: an update is to be projected: what was removed of it would train nothing.
-    """
-    settings, source = workbench.direction, workbench.source
-    assert settings is not None, "the registry refuses an arm without a direction"
-    assert source is not None, "it comes with the settings"
-    if settings.project != "gradient":
-        rule = "must be gradient for a routing arm: what is taken out of an update cannot train the quarantine"
-        raise ParamsError([LabError(setting="axes.project", value=settings.project, rule=rule, fix="set gradient")])
-    return settings, source
 
 
 class Routed(Erase):
@@ -128,11 +78,32 @@ class Routed(Erase):
         return keep_all(update, self._bases_for(update))  # Adam's scaling turned it off the span
 
 
-def build(options: Options, workbench: Workbench) -> Routed:
-    """The intervention of this family.
+def check(options: Options, arm: ArmSettings, direction: DirectionSettings | None) -> None:
+    """Refuse settings with which the two parts would not be what erasing keeps and what it drops.
 
     Raises:
-        ParamsError: see `routable`.
+        ParamsError: an update is projected, what is kept is rescaled, or V is the clean answers' own span.
     """
-    settings, source = routable(workbench)
+    del options
+    assert direction is not None, "the registry refuses an arm without a direction"
+    faults = []
+    if arm.direction == "clean":
+        rule = "must not be clean for `routed`: what the honest answers teach would be thrown away"
+        faults.append(LabError(setting="direction", value="clean", rule=rule, fix="set intervention: trusted"))
+    if direction.project != "gradient":
+        rule = "must be gradient for `routed`: what is taken out of an update cannot train the quarantine"
+        faults.append(LabError(setting="axes.project", value=direction.project, rule=rule, fix="set gradient"))
+    if direction.preserve_magnitude:
+        rule = "must be false for `routed`: the quarantine would be trained against what the deployed adapter gained"
+        faults.append(LabError(setting="axes.preserve_magnitude", value=True, rule=rule, fix="set false"))
+    if faults:
+        raise ParamsError(faults)
+
+
+def build(options: Options, workbench: Workbench) -> Routed:
+    """The intervention of this family."""
+    settings, source = workbench.direction, workbench.source
+    assert settings is not None, "the registry refuses an arm without a direction"
+    assert source is not None, "it comes with the settings"
+    assert settings.project == "gradient", "`check` refuses it"
     return Routed(options, settings, source, workbench.model, workbench.reference)

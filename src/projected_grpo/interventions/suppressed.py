@@ -18,10 +18,13 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from projected_grpo.directions.concept import Concept, blocks, concept
-from projected_grpo.interventions.advantage import Depths
+from projected_grpo.interventions.advantage import Depths, check
 from projected_grpo.interventions.base import Intervention, Workbench
 
+__all__ = ["NEEDS_DIRECTION", "READS_AXES", "Options", "Suppressed", "build", "check"]  # `check` is that of `advantage`
+
 NEEDS_DIRECTION = True
+READS_AXES: frozenset[str] = frozenset()
 
 
 class Options(Depths):
