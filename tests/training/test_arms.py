@@ -55,7 +55,9 @@ FAMILIES: dict[str, Family] = {
     "gradient_advantage": Family(hack(), hack(alpha=0.0)),
     "rollout_routed": Family(hack(low=-1.0, high=-1.0), hack(enabled=False)),
     "absorbed": Family(hack(), hack(strength=0.0, train_quarantine=False)),
-    "trusted": Family({"direction": "clean"}, {"direction": "clean", "options": {"strength": 0.0}}),
+    "trusted": Family(
+        {"direction": "clean", "options": {"answers": "hack"}}, {"direction": "clean", "options": {"strength": 0.0}}
+    ),
     "suppressed": Family(hack(), hack(strength=0.0)),
     "inoculated": Family({}, {"options": {"prefixes": []}}),
     "monitored": Family(
