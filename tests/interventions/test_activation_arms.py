@@ -11,11 +11,13 @@ from pydantic import ValidationError
 from torch import nn
 
 from projected_grpo.directions.concept import Concept
+from projected_grpo.directions.discriminant import Discriminant
 from projected_grpo.errors import ParamsError
-from projected_grpo.interventions import advantage, suppressed
+from projected_grpo.interventions import advantage, gradient_advantage, suppressed
 from projected_grpo.interventions.advantage import Advantage, discounted, one_sided_z
-from projected_grpo.interventions.base import DEFAULT, Rollouts, StepGradients, Task
-from projected_grpo.interventions.gradient_advantage import GradientAdvantage, Options
+from projected_grpo.interventions.base import DEFAULT, Rollouts, StepGradients, Task, Workbench
+from projected_grpo.interventions.gradient_advantage import DiscriminantAdvantage, GradientAdvantage, Options
+from projected_grpo.interventions.reading import Reader
 from projected_grpo.interventions.registry import check_arms
 from projected_grpo.interventions.suppressed import Suppressed
 from projected_grpo.settings.arms import ArmSettings
@@ -107,6 +109,33 @@ def test_gradient_advantage_off_is_the_same_tensors() -> None:
     assert arm.gradient(gradients)[DEFAULT] is gradients.total
 
 
+def test_with_the_discriminant_its_reading_is_discounted_and_follows_the_refresh(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Scores 1, 0, 0, 0: what stands out is discounted as by the cosine, whose scores are 1, -1, -1, -1."""
+    turned = Discriminant({"m": torch.tensor([-1.0, 0.0])}, clean=-1.0, hack=1.0)
+    fits = iter([Discriminant({"m": torch.tensor([1.0, 0.0])}, clean=-1.0, hack=1.0), turned])
+    monkeypatch.setattr(Reader, "_fit", lambda _: next(fits))
+    settings = DirectionSettings(k=1, gate="one_sided", refresh_every=2, project="gradient")
+    bench = Workbench(None, None, None, 0, "hack", settings, SimpleNamespace(initial=lambda: BASES), MEANS)
+    arm = gradient_advantage.build(Options(reading="discriminant"), bench)
+    signed, rewards, gradients = GradientAdvantage(Options(), MEANS, BASES), [3.0, 3.0, 0.5, 0.5], step([1.0] * 4)
+    for each in (arm, signed):
+        each.reward(rollouts(), rewards)
+    torch.testing.assert_close(arm.gradient(gradients)[DEFAULT]["m"], signed.gradient(gradients)[DEFAULT]["m"])
+    assert arm.scores() == [1.0, 0.0, 0.0, 0.0]
+    arm.start_step(2)
+    arm.gradient(gradients)
+    assert arm.scores() == [0.0, 1.0, 1.0, 1.0]
+    assert arm.figures()["flagged"] == 0.75
+    fits = iter([turned])
+    resumed = gradient_advantage.build(Options(reading="discriminant"), bench)
+    assert isinstance(resumed, DiscriminantAdvantage)
+    resumed.load_state({"weights/m": torch.tensor([1.0, 0.0]), "ends": torch.tensor([0.0, 2.0])})
+    assert resumed.read(gradients.unit).tolist() == [0.5, -0.5, -0.5, -0.5]
+    assert arm.state()["weights/m"].tolist() == [-1.0, 0.0]
+
+
 @pytest.mark.parametrize("name", ["advantage", "suppressed", "absorbed", "gradient_advantage"])
 def test_axes_that_are_not_read_are_refused(name: str) -> None:
     arm = ArmSettings.model_validate({"intervention": name, "direction": "hack", "axes": {"gate": "reverse"}})
@@ -117,6 +146,18 @@ def test_the_axes_of_v_are_read_by_the_share_alone() -> None:
     block = {"intervention": "gradient_advantage", "direction": "hack", "axes": {"k": 2, "noise_floor": 0.1}}
     assert faults(ArmSettings.model_validate(block)) == ["arms.own.axes.k", "arms.own.axes.noise_floor"]
     assert faults(ArmSettings.model_validate({**block, "options": {"reading": "share"}})) == []
+    late = {**block, "axes": {"refresh_every": 5}}
+    for reading, refused in (("signed", 1), ("share", 1), ("discriminant", 0)):
+        found = faults(ArmSettings.model_validate({**late, "options": {"reading": reading}}))
+        assert found == ["arms.own.axes.refresh_every"] * refused
+
+
+def test_the_discriminant_wants_pairs() -> None:
+    block = {"intervention": "gradient_advantage", "direction": "random"}
+    assert faults(ArmSettings.model_validate(block)) == []
+    assert faults(ArmSettings.model_validate({**block, "options": {"reading": "discriminant"}})) == [
+        "arms.own.direction"
+    ]
 
 
 @pytest.mark.parametrize("name", ["advantage", "suppressed"])

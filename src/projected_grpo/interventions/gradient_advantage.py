@@ -2,13 +2,15 @@
 
 u_i is the gradient of rollout i's loss at advantage 1, i.e. of reinforcing it. +V is the gradient of an update that
 rewards hacking, so reinforcing a hack has a positive cosine with it:
-    s_i = cos(u_i, d),   d the mean pair difference (`signed`), or ||relu(V u_i)|| / ||u_i|| (`share`)
+    s_i = cos(u_i, d),   d the mean pair difference (`signed`), or ||relu(V u_i)|| / ||u_i|| (`share`),
+          or what the guard reads, 0 the mean clean answer and 1 the mean hack (`discriminant`)
 All u_i come out of the one backward pass of the step, and the loss is linear in the advantages; so rewards are
 discounted after the backward pass, and g' = sum_i A'_i u_i is put together at the cost of one weighted sum.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import torch
@@ -27,6 +29,7 @@ from projected_grpo.interventions.base import (
     Vectors,
     Workbench,
 )
+from projected_grpo.interventions.reading import READS, Reader, check_paired
 from projected_grpo.settings.section import Section
 
 if TYPE_CHECKING:
@@ -35,7 +38,10 @@ if TYPE_CHECKING:
 
 NEEDS_DIRECTION = True
 NEEDS_ROLLOUT_GRADIENTS = "unit"
-READS_AXES = frozenset({"k", "noise_floor", "mean_diff"})  # of V, i.e. with `reading: share` alone
+
+READ_BY = {"signed": frozenset(), "share": frozenset({"k", "noise_floor", "mean_diff"}), "discriminant": READS}
+READS_AXES = frozenset().union(*READ_BY.values())
+FLOOR = 0.125  # under a group's spread of the discriminant's readings: about what clean answers vary by
 
 
 class Options(Section):
@@ -47,8 +53,9 @@ class Options(Section):
     alpha: Annotated[float, Field(ge=0.0)] = 2.0
     """strength of the discount; 0 is off"""
 
-    reading: Literal["signed", "share"] = "signed"
-    """signed: cosine with the mean pair difference; share: the hack-ward share of the gradient, with V"""
+    reading: Literal["signed", "share", "discriminant"] = "signed"
+    """signed: cosine with the mean pair difference; share: the hack-ward share of the gradient, with V; discriminant:
+    that of the guard, fitted anew at each refresh"""
 
 
 class GradientAdvantage(Intervention):
@@ -107,19 +114,43 @@ class GradientAdvantage(Intervention):
         return super().figures() | {"flagged": self._flagged}
 
 
+class DiscriminantAdvantage(GradientAdvantage):
+    """Its readings are a `Reader`'s, which also has what a checkpoint must hold."""
+
+    def __init__(self, options: Options, means: Vectors, bases: Bases, reader: Reader) -> None:
+        super().__init__(options, means, bases)
+        self.floor = FLOOR
+        self.reader = reader
+
+    def start_step(self, step: int) -> None:
+        self.reader.start_step(step)
+
+    def read(self, unit: Vectors) -> Tensor:
+        return self.reader.discriminant.read(unit)
+
+    def figures(self) -> dict[str, float]:
+        return self.reader.figures() | {"flagged": self._flagged}
+
+    def state(self) -> dict[str, Tensor]:
+        return self.reader.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.reader.load_state(state)
+
+
 def check(options: Options, arm: ArmSettings, direction: DirectionSettings | None) -> None:
-    """Refuse axes that the reading does without.
+    """Refuse what the reading cannot be made from, or does without.
 
     Raises:
-        ParamsError: an arm with `reading: signed` sets something about V.
+        ParamsError: the discriminant has no pairs to learn from, or an axis is set that would be ignored.
     """
     del direction
-    if options.reading == "share" or not arm.axes:
-        return
-    rule, fix = "must not be set where options.reading is signed; it would be ignored", "remove it, or set share"
-    raise ParamsError(
-        LabError(setting=f"axes.{key}", value=value, rule=rule, fix=fix) for key, value in arm.axes.items()
-    )
+    if options.reading == "discriminant":
+        check_paired(arm)
+    rule, fix = f"must not be set where options.reading is {options.reading}; it would be ignored", "remove it"
+    ignored = [key for key in arm.axes if key not in READ_BY[options.reading]]
+    if ignored:
+        raise ParamsError(LabError(setting=f"axes.{key}", value=arm.axes[key], rule=rule, fix=fix) for key in ignored)
 
 
 def build(options: Options, workbench: Workbench) -> Intervention:
@@ -127,4 +158,6 @@ def build(options: Options, workbench: Workbench) -> Intervention:
     means, source = workbench.means, workbench.source
     assert means is not None, "the registry refuses an arm without a direction"
     assert source is not None, "it comes with the means"
+    if options.reading == "discriminant":
+        return DiscriminantAdvantage(options, means, source.initial(), Reader(workbench, options.alpha > 0))
     return GradientAdvantage(options, means, source.initial())
