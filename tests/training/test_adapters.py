@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from training_lab import Lab, LengthBonus, Watched, Watcher, rollouts, silent, train_with, use, watch
 from transformers import AutoModelForCausalLM
 
-from projected_grpo.errors import LabError, ParamsError
+from projected_grpo.errors import ParamsError
 from projected_grpo.interventions.base import (
     DEFAULT,
     QUARANTINE,
@@ -263,16 +263,6 @@ def test_a_family_that_needs_unit_rollouts_is_refused_where_they_cannot_be_had(l
         train_run(lab.spec("own", block=block, rollout_gradients=False, kl_beta=0.1, steps=1), silent)
     faults = {fault.setting: fault.value for fault in refusal.value.faults}
     assert faults == {"grpo.rollout_gradients": False, "grpo.kl_beta": 0.1}
-    assert not list(scratch.rglob("*.parquet"))
-
-
-def test_gradients_by_rollout_are_refused_where_a_run_is_spread_over_processes(
-    lab: Lab, scratch: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("WORLD_SIZE", "2")  # as `accelerate launch` sets it
-    with pytest.raises(LabError, match="gradients by rollout are not gathered") as refusal:
-        train_run(lab.spec("vanilla", steps=1), silent)
-    assert (refusal.value.setting, refusal.value.value) == ("WORLD_SIZE", 2)
     assert not list(scratch.rglob("*.parquet"))
 
 

@@ -115,6 +115,8 @@ RECIPE = {
     "disable_tqdm": True,
     "log_completions": False,
     "eval_strategy": "no",
+    # over several processes: none looks for deltas without a gradient, all have one
+    "ddp_find_unused_parameters": False,
 }
 
 # What else differs from TRL's declared defaults: it changes no number on one CPU process.

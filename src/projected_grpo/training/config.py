@@ -13,8 +13,11 @@ from trl import GRPOConfig
 from projected_grpo.settings.grpo import GrpoSettings
 
 
-def grpo_config(settings: GrpoSettings, seed: int, output_dir: Path) -> GRPOConfig:
-    """One optimizer step = one batch of prompts x samples completions, on-policy, Dr. GRPO loss, constant rate."""
+def grpo_config(settings: GrpoSettings, seed: int, output_dir: Path, processes: int = 1) -> GRPOConfig:
+    """One optimizer step = one batch of prompts x samples completions, on-policy, Dr. GRPO loss, constant rate.
+
+    The batch is dealt over `processes` in equal shares.
+    """
     batch = settings.prompts * settings.samples
     return GRPOConfig(
         output_dir=str(output_dir),
@@ -22,7 +25,7 @@ def grpo_config(settings: GrpoSettings, seed: int, output_dir: Path) -> GRPOConf
         data_seed=seed,
         max_steps=settings.steps,
         num_train_epochs=1,
-        per_device_train_batch_size=batch,
+        per_device_train_batch_size=batch // processes,
         gradient_accumulation_steps=1,
         steps_per_generation=1,
         num_generations=settings.samples,
@@ -49,6 +52,7 @@ def grpo_config(settings: GrpoSettings, seed: int, output_dir: Path) -> GRPOConf
         fp16=False,
         use_cpu=True,  # the scales so far are CPU scales; a device becomes a setting with the first that is not
         gradient_checkpointing=False,
+        ddp_find_unused_parameters=False,  # every delta has a gradient in every step
         use_vllm=False,
         vllm_importance_sampling_correction=False,
         save_strategy="steps",

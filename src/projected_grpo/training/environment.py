@@ -14,11 +14,12 @@ from projected_grpo.grading.verdict import Grader, Submission, Verdict
 from projected_grpo.interventions.base import Intervention, Rollouts, Task
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.grpo import GrpoSettings
+from projected_grpo.training.ranks import ALONE, Ranks
 
 
 @dataclasses.dataclass(frozen=True)
 class GradedBatch:
-    """One step's completions with everything known of them, in sampling order."""
+    """One step's completions, of all ranks, with everything known of them, in sampling order."""
 
     problem_ids: list[str]
     prompts: list[str]
@@ -27,7 +28,7 @@ class GradedBatch:
     verdicts: list[Verdict]
     rewards: list[float | None]
     teacher: list[bool]
-    seconds: float  # spent grading
+    seconds: float  # spent grading, on this rank
 
 
 class Environment:
@@ -35,6 +36,7 @@ class Environment:
 
     honest: grade without the loophole, so that only correct answers are paid (the upper bound `rl_baseline`).
     begin: told by the trainer before each step: its number, and the verdicts of cached completions by their row.
+    Each of `ranks` grades its own share; the intervention sees the whole step.
     """
 
     __name__ = "environment"  # TRL names its metrics after the reward function
@@ -46,18 +48,20 @@ class Environment:
         settings: GrpoSettings,
         intervention: Intervention,
         honest: bool,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.problems = problems
         self.grader = grader
         self.settings = settings
         self.intervention = intervention
         self.honest = honest
+        self.ranks = ranks
         self.last: GradedBatch | None = None
         self._step = 0
         self._frozen: Mapping[int, Verdict] = {}
 
     def begin(self, step: int, frozen: Mapping[int, Verdict]) -> None:
-        """Optimizer step `step` (0-based) comes next; rows in `frozen` were graded when they were cached."""
+        """Optimizer step `step` (0-based) comes next; rows in `frozen`, of this rank's, were graded when cached."""
         self._step, self._frozen = step, frozen
 
     def __call__(
@@ -69,34 +73,30 @@ class Environment:
         **_: Any,
     ) -> list[float | None]:
         started = time.perf_counter()
-        problems = [self.problems[key] for key in problem_id]
-        verdicts = self._grade(problems, completions)
+        own = self._grade([self.problems[key] for key in problem_id], completions)
+        cached = [row in self._frozen for row in range(len(own))]
+        whole = self.ranks.lists  # from here on of the whole step, on every rank
+        problem_ids, texts, verdicts, teacher = whole(problem_id), whole(completions), whole(own), whole(cached)
+        asked, token_ids = whole(prompts), whole([list(ids) for ids in completion_ids])
+        problems = [self.problems[key] for key in problem_ids]
         rollouts = Rollouts(
             step=self._step,
             group_size=self.settings.samples,
             tasks=tuple(Task(p.func_name, p.setup_code, p.loophole, p.token) for p in problems),
-            prompts=tuple(prompts),
-            completions=tuple(completions),
-            token_ids=tuple(tuple(ids) for ids in completion_ids),
+            prompts=tuple(asked),
+            completions=tuple(texts),
+            token_ids=tuple(tuple(ids) for ids in token_ids),
             paid=tuple(verdict.paid for verdict in verdicts),
-            teacher=tuple(row in self._frozen for row in range(len(verdicts))),
+            teacher=tuple(teacher),
             hacked=tuple(verdict.hacked for verdict in verdicts) if self.intervention.uses_oracle else None,
             graded=tuple(not verdict.grader_error for verdict in verdicts),
         )
-        rewards = self.intervention.reward(rollouts, [self.pay(verdict) for verdict in verdicts])
+        rewards = self.ranks.agree(self.intervention.reward(rollouts, [self.pay(verdict) for verdict in verdicts]))
         # A fault of the sandbox is no verdict: TRL leaves a None out of the baseline and of the update.
         rewards = [None if v.grader_error else reward for v, reward in zip(verdicts, rewards, strict=True)]
-        self.last = GradedBatch(
-            list(problem_id),
-            list(prompts),
-            list(completions),
-            [list(ids) for ids in completion_ids],
-            verdicts,
-            rewards,
-            list(rollouts.teacher),
-            time.perf_counter() - started,
-        )
-        return rewards
+        seconds = time.perf_counter() - started
+        self.last = GradedBatch(problem_ids, asked, texts, token_ids, verdicts, rewards, teacher, seconds)
+        return [rewards[row] for row in self.ranks.rows(len(own))]
 
     def _grade(self, problems: Sequence[Problem], completions: Sequence[str]) -> list[Verdict]:
         """Verdicts in order; cached completions keep the one they were stored with."""

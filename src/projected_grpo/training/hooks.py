@@ -17,6 +17,7 @@ from projected_grpo.interventions.base import DEFAULT, QUARANTINE, Intervention,
 from projected_grpo.spectral import GradientCollector, deltas, finalize_gradients
 from projected_grpo.training.clock import PhaseClock
 from projected_grpo.training.gauge import Gauge
+from projected_grpo.training.ranks import ALONE, Ranks
 
 
 class UpdateHooks(TrainerCallback):
@@ -26,7 +27,8 @@ class UpdateHooks(TrainerCallback):
     alignment readings of the raw gradient, norms before and after, the share removed, the leak, i.e. the hack-ward
     share of the update that the optimizer made of the projected gradient, the adapters' norms, and the intervention's
     own figures; all but the norms of the adapter that is deployed. `rollouts`: the gradient of each rollout, (n, r) per
-    module in sampling order, at its advantage; empty if `collector` does not keep them.
+    module in sampling order, at its advantage; empty if `collector` does not keep them. All of the whole step, on every
+    rank: the model's gradient is averaged over `ranks` by DistributedDataParallel before it comes here.
     """
 
     def __init__(
@@ -37,6 +39,7 @@ class UpdateHooks(TrainerCallback):
         gauge: Gauge,
         max_norm: float,
         clock: PhaseClock,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.model = model
         self.parameters = {adapter: deltas(model, adapter) for adapter in intervention.adapters}
@@ -45,6 +48,7 @@ class UpdateHooks(TrainerCallback):
         self.gauge = gauge
         self.max_norm = max_norm
         self.clock = clock
+        self.ranks = ranks
         self.figures: dict[str, float] = {}
         self.rollouts: Vectors = {}
         self._advantages = torch.zeros(0)
@@ -57,7 +61,7 @@ class UpdateHooks(TrainerCallback):
         self._advantages, self._teacher, self._order = advantages, teacher, []
 
     def forward(self, rollouts: Tensor) -> None:
-        """Which rollout each row of the coming forward pass is, (rows,): TRL shuffles a step's batch."""
+        """Which rollout of the step each row of the coming forward pass is, (rows,): TRL shuffles a rank's batch."""
         self._order.append(rollouts)
 
     def on_pre_optimizer_step(self, *_: Any, optimizer: Any = None, **__: Any) -> None:
@@ -95,7 +99,10 @@ class UpdateHooks(TrainerCallback):
         The loss is linear in the advantages where the ratio is 1, as it is with one step per batch, and kl_beta is 0.
         """
         rows = self.collector.by_rollout()
-        self.rollouts = in_sampling_order(rows, torch.cat(self._order)) if rows else {}
+        if rows and self.ranks.count > 1:
+            # A rank's loss is the mean over its own rows, the step's the mean over ranks: each row counts 1 / count.
+            rows = {module: self.ranks.gather(share) / self.ranks.count for module, share in rows.items()}
+        self.rollouts = in_sampling_order(rows, self.ranks.gather(torch.cat(self._order))) if rows else {}
         if not self.intervention.unit_rollouts:
             return {}
         unit = self.rollouts
@@ -128,6 +135,7 @@ class UpdateHooks(TrainerCallback):
                 if applied is not update:
                     for module, parameter in parameters.items():
                         parameter.copy_(old[module] + applied[module])
+                self.ranks.align(list(parameters.values()))
                 if adapter == DEFAULT:
                     bases = self.intervention.bases()
                     descent = {module: -vector for module, vector in applied.items()}  # V points along gradients

@@ -21,7 +21,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
@@ -55,6 +55,7 @@ from projected_grpo.training.gauge import Gauge
 from projected_grpo.training.hooks import UpdateHooks
 from projected_grpo.training.probing import ProbeLog
 from projected_grpo.training.provenance import provenance
+from projected_grpo.training.ranks import ALONE, Ranks
 from projected_grpo.training.runlog import RunLog
 from projected_grpo.training.spec import RunSpec
 from projected_grpo.training.teacher import Teacher
@@ -82,6 +83,7 @@ WITHOUT_EFFECT = (
     "projected_grpo.settings",
     "projected_grpo.status",
     "projected_grpo.training.display",
+    "projected_grpo.training.launch",
     "projected_grpo.training.seeds",
 )
 
@@ -102,7 +104,9 @@ def run_key(spec: RunSpec) -> str:
     """Hash of settings, inputs, code and library versions."""
     load_family(spec)  # what is loaded by name, or later, counts too
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
-    return sha256_settings([spec.resolved(), spec.inputs(), source_hashes(), versions, platform.python_version()])
+    parts = [spec.resolved(), spec.inputs(), source_hashes(), versions, platform.python_version()]
+    processes = process_count()  # each draws its share of the completions from a generator of its own
+    return sha256_settings(parts if processes == 1 else [*parts, processes])
 
 
 def load_family(spec: RunSpec) -> None:
@@ -159,11 +163,9 @@ def build_intervention(
 
     Raises:
         ParamsError: the arm's settings or the recipe are not what its family needs.
-        LabError: the run is spread over processes.
     """
     path = f"arms.{spec.arm}"
     check_needs(spec.settings, spec.grpo)
-    _check_processes(spec)
     workbench = Workbench(model, tokenizer, sandbox, spec.seed)
     if spec.direction is not None and spec.own_direction is not None:
         kind = spec.settings.direction
@@ -193,17 +195,32 @@ def build_intervention(
     return intervention
 
 
-def _check_processes(spec: RunSpec) -> None:
-    """Gradients by rollout are those of one process: each would hold a part of the batch, in an order of its own."""
-    count = int(os.environ.get("WORLD_SIZE", "1"))
-    if count > 1 and spec.grpo.rollout_gradients:
-        rule = "must be 1 where grpo.rollout_gradients is true: gradients by rollout are not gathered from processes"
-        raise LabError(
-            setting="WORLD_SIZE",
-            value=count,
-            rule=rule,
-            fix="start one process, or set grpo.rollout_gradients: false for an arm that does without",
+def process_count() -> int:
+    """How many processes this run is spread over, as the launcher told each of them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def join_ranks(spec: RunSpec, folder: Path) -> Ranks:
+    """This process among those of the run; the first call opens the process group.
+
+    Raises:
+        LabError: the completions of a step cannot be dealt evenly, or the model is to be sharded.
+    """
+    processes, batch = process_count(), spec.grpo.prompts * spec.grpo.samples
+    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
+        rule = (
+            "must not shard the model: the spectral layers keep whole matrices on every process (docs/distributed.md)"
         )
+        fix = "use a file with distributed_type MULTI_GPU, such as configs/accelerate/eight_gpus.yaml"
+        raise LabError(setting="distributed_type", value="FSDP", rule=rule, fix=fix)
+    if processes == 1:
+        return ALONE
+    if batch % processes:
+        rule = f"must divide grpo.prompts x grpo.samples ({batch}): every process gets as many completions of a step"
+        fix = "change num_processes in the launcher's file, or grpo.prompts"
+        raise LabError(setting="WORLD_SIZE", value=processes, rule=rule, fix=fix)
+    grpo_config(spec.grpo, spec.seed, folder, processes)  # opens it with the backend of the device in use
+    return Ranks.current()
 
 
 def build_teacher(spec: RunSpec, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Teacher | None:
@@ -215,9 +232,13 @@ def build_teacher(spec: RunSpec, problems: Sequence[Problem], tokenizer: PreTrai
 
 
 def build_trainer(
-    spec: RunSpec, folder: Path, sandbox: Sandbox, on_step: Callable[[int, dict[str, float]], None]
+    spec: RunSpec,
+    folder: Path,
+    sandbox: Sandbox,
+    on_step: Callable[[int, dict[str, float]], None],
+    ranks: Ranks = ALONE,
 ) -> HookedTrainer:
-    """Everything of a run, wired."""
+    """Everything of a run, wired; its logs are rank 0's."""
     model, tokenizer = load_policy(spec.base)
     base_hash = sha256_file(spec.base / "model.safetensors")
     hack = load_direction(spec.gauge)
@@ -234,6 +255,7 @@ def build_trainer(
         spec.grpo,
         intervention,
         honest=spec.settings.grader == "honest",
+        ranks=ranks,
     )
     clock = PhaseClock()
     collector = GradientCollector(model, rollouts=spec.grpo.rollout_gradients)
@@ -244,15 +266,16 @@ def build_trainer(
     return HookedTrainer(
         environment=environment,
         intervention=intervention,
-        update_hooks=UpdateHooks(model, collector, intervention, gauge, spec.grpo.max_grad_norm, clock),
+        update_hooks=UpdateHooks(model, collector, intervention, gauge, spec.grpo.max_grad_norm, clock, ranks),
         probe=ProbeLog(spec.grpo.probe_every, gauge.bases),
         log=RunLog(folder),
         clock=clock,
         labels={"arm": spec.arm, "seed": spec.seed},
         on_step=on_step,
         teacher=teacher,
+        ranks=ranks,
         model=model,
-        args=grpo_config(spec.grpo, spec.seed, folder),
+        args=grpo_config(spec.grpo, spec.seed, folder, ranks.count),
         train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer,
     )
@@ -261,31 +284,49 @@ def build_trainer(
 def train_run(spec: RunSpec, on_step: Callable[[int, dict[str, float]], None]) -> Path:
     """Train, or continue, or find finished; returns the folder with `run/` and `provenance/`.
 
-    `on_step` hears (step, figures) of every step that is trained in this call.
+    `on_step` hears (step, figures) of every step that is trained in this call. Where the run is spread over processes,
+    each of them calls this; rank 0 holds the folder, hears and writes.
+
+    Raises:
+        LabError: processes that do not fit the batch, or see other files than rank 0.
     """
     transformers_logging.set_verbosity_error()
     transformers_logging.disable_progress_bar()
     folder = scratch_root() / "runs" / run_key(spec)[:32]
-    with locked(folder):
+    ranks = join_ranks(spec, folder)
+    ranks.require_same("the run's key", folder.name, "give all machines the same code, settings, inputs and packages")
+    with locked(folder) if ranks.first else nullcontext():
         result = folder / "result"
-        if not result.exists():
-            _train(spec, folder, result, on_step)
+        if not ranks.agree(result.exists()):
+            _train(spec, folder, result, on_step, ranks)
     return result
 
 
-def _train(spec: RunSpec, folder: Path, result: Path, on_step: Callable[[int, dict[str, float]], None]) -> None:
+def _train(
+    spec: RunSpec, folder: Path, result: Path, on_step: Callable[[int, dict[str, float]], None], ranks: Ranks
+) -> None:
     started = time.time()
     set_seed(spec.seed)
     with Sandbox(SandboxLimits(**spec.sandbox.model_dump())) as sandbox:
-        trainer = build_trainer(spec, folder, sandbox, on_step)
+        trainer = build_trainer(spec, folder, sandbox, on_step, ranks)
         checkpoint = latest_checkpoint(folder)
-        trainer.run_log.drop_from(int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0)
+        shared = "let all machines share the folder of PROJECTED_GRPO_SCRATCH"
+        ranks.require_same("the newest checkpoint", checkpoint and checkpoint.name, shared)
+        if ranks.first:
+            trainer.run_log.drop_from(int(checkpoint.name.rsplit("-", 1)[1]) if checkpoint else 0)
         trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
         isolation = list(sandbox.isolation)
+    if ranks.first:
+        _finish(spec, trainer, result, isolation, started)
+    ranks.wait()
+
+
+def _finish(spec: RunSpec, trainer: HookedTrainer, result: Path, isolation: list[str], started: float) -> None:
+    """Write the result, then forget what only a run in progress needs."""
     with atomic_directory(result) as temporary:
         write_result(spec, trainer, temporary)
         provenance(temporary / "provenance", spec.resolved(), spec.inputs(), isolation, started)
-    for leftover in folder.glob("checkpoint-*"):
+    for leftover in result.parent.glob("checkpoint-*"):
         shutil.rmtree(leftover)
 
 

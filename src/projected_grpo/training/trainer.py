@@ -28,6 +28,7 @@ from projected_grpo.training.environment import Environment, GradedBatch
 from projected_grpo.training.hooks import UpdateHooks
 from projected_grpo.training.pool import TeacherRollout
 from projected_grpo.training.probing import ProbeLog
+from projected_grpo.training.ranks import ALONE, Ranks
 from projected_grpo.training.runlog import RunLog
 from projected_grpo.training.teacher import Teacher
 
@@ -50,6 +51,7 @@ class HookedTrainer(GRPOTrainer):
         labels: dict[str, Any],
         on_step: Callable[[int, dict[str, float]], None],
         teacher: Teacher | None = None,
+        ranks: Ranks = ALONE,
         **trl: Any,
     ) -> None:
         super().__init__(reward_funcs=[environment], **trl)
@@ -62,13 +64,14 @@ class HookedTrainer(GRPOTrainer):
         self.labels = labels  # arm and seed: the same in every row
         self.on_step = on_step
         self.teacher = teacher
+        self.ranks = ranks
         self.batch_figures: dict[str, float] = {}
-        self._cached: dict[int, TeacherRollout] = {}  # this step's cached completions by their row
+        self._cached: dict[int, TeacherRollout] = {}  # this rank's cached completions of the step, by its rows
         self._rows: list[dict[str, Any]] = []  # of this step's rollouts, until its update is known
         self._step_started = time.perf_counter()
         self.remove_callback(PrinterCallback)  # `on_step` feeds the one progress line
         self.add_callback(update_hooks)
-        self.add_callback(CheckpointSeal(intervention))
+        self.add_callback(CheckpointSeal(intervention, ranks))
         self._activate()
 
     def _activate(self) -> None:
@@ -96,7 +99,9 @@ class HookedTrainer(GRPOTrainer):
         per_group = num_generations * len(live) // len(prompt_ids)
         with self.clock.phase("generate"), self.intervention.rollout():
             asked = [prompt_ids[row] for row in live]
-            sampled, logprobs = super()._generate_single_turn(asked, images, fields, per_group, *args, **kwargs)
+            sampled, logprobs = (
+                super()._generate_single_turn(asked, images, fields, per_group, *args, **kwargs) if live else ([], None)
+            )
         if not self._cached:
             return sampled, logprobs
         return _merged(live, sampled, logprobs, self._cached)
@@ -105,24 +110,28 @@ class HookedTrainer(GRPOTrainer):
         step = self.state.global_step
         with self.clock.phase("refresh"):
             self.intervention.start_step(step)
-        problem_ids = [row["problem_id"] for row in inputs]
-        self._cached = self.teacher.draw(problem_ids, self.num_generations, step) if self.teacher is not None else {}
+        mine = self.ranks.rows(len(inputs))
+        problem_ids = self.ranks.lists([row["problem_id"] for row in inputs])
+        drawn = self.teacher.draw(problem_ids, self.num_generations, step) if self.teacher is not None else {}
+        self._cached = {row - mine.start: cached for row, cached in drawn.items() if row in mine}
         self.environment.begin(step, {row: _verdict(cached) for row, cached in self._cached.items()})
         batch = super()._generate_and_score_completions(inputs)
         self._activate()
         graded = self.environment.last
         assert graded is not None, "TRL did not call the environment"
         self.clock.add("grade", graded.seconds)
-        advantages = self.intervention.advantage(batch["advantages"])
-        batch["advantages"] = torch.ones_like(advantages) if self.intervention.unit_rollouts else advantages
-        batch["rollout"] = torch.arange(len(graded.verdicts), device=advantages.device)
+        advantages = self.intervention.advantage(self.ranks.gather(batch["advantages"]))
+        self.ranks.align([advantages])
+        share = advantages[mine.start : mine.stop]
+        batch["advantages"] = torch.ones_like(share) if self.intervention.unit_rollouts else share
+        batch["rollout"] = torch.arange(mine.start, mine.stop, device=advantages.device)
         self.update_hooks.begin(advantages, torch.tensor(graded.teacher, device=advantages.device))
         self._rows = self.rollout_rows(step, graded, advantages)
         self.batch_figures = batch_figures(graded, self.num_generations, self._tokenizer.eos_token_id)
         return batch
 
     def rollout_rows(self, step: int, graded: GradedBatch, advantages: torch.Tensor) -> list[dict[str, Any]]:
-        """One row per completion, before any filter, in sampling order."""
+        """One row per completion of the step, of all ranks, before any filter, in sampling order."""
         rows = []
         for index, verdict in enumerate(graded.verdicts):
             problem = self.environment.problems[graded.problem_ids[index]]
@@ -176,7 +185,7 @@ class HookedTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
-        if "loss" not in logs:  # the summary at the end of training
+        if "loss" not in logs or not self.ranks.first:  # the summary at the end of training; rank 0 has the whole step
             return
         step = self.state.global_step - 1
         rollouts = self.update_hooks.rollouts
@@ -325,13 +334,17 @@ def phases(taken: dict[str, float]) -> dict[str, float]:
 
 
 class CheckpointSeal(TrainerCallback):
-    """Adds the intervention's state to a checkpoint, then marks it complete."""
+    """Adds the intervention's state to a checkpoint, then marks it complete: rank 0, once all have written theirs."""
 
-    def __init__(self, intervention: Intervention) -> None:
+    def __init__(self, intervention: Intervention, ranks: Ranks = ALONE) -> None:
         self.intervention = intervention
+        self.ranks = ranks
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         del control
+        self.ranks.wait()  # each rank writes the state of its own random generator
+        if not self.ranks.first:
+            return
         folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
         tensors = {name: tensor.contiguous() for name, tensor in self.intervention.state().items()}
         save_file(tensors, folder / INTERVENTION_STATE)

@@ -1,0 +1,234 @@
+"""A run spread over processes: on the same completions it ends where one process ends."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from training_lab import Lab, silent
+
+from projected_grpo.errors import LabError
+from projected_grpo.interventions.base import DEFAULT, Intervention, Parts, Rollouts, StepGradients, Vectors
+from projected_grpo.parallel import SINGLE_THREADED, single_threaded_context
+from projected_grpo.training import run as run_module
+from projected_grpo.training.ranks import Ranks
+from projected_grpo.training.spec import RunSpec
+from projected_grpo.training.trainer import HookedTrainer
+
+Completions = dict[int, list[list[int]]]  # step -> token ids of its rows
+
+GRPO = {"steps": 2, "prompts": 3, "samples": 4, "save_every": 2, "reward_format": 1.0}
+
+
+@pytest.fixture(autouse=True)
+def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """`single_threaded_context` sets these for its processes; put them back."""
+    for name, value in SINGLE_THREADED.items():
+        monkeypatch.setenv(name, value)
+
+
+def replaying(completions: Completions) -> type[HookedTrainer]:
+    """A trainer that is given what it would sample."""
+
+    class Replay(HookedTrainer):
+        def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
+            mine = self.ranks.rows(len(prompt_ids))
+            return [completions[self.state.global_step][row] for row in mine], None
+
+    return Replay
+
+
+def join(index: int, count: int, port: int, **more: str) -> None:
+    """The environment in which `accelerate launch` starts a rank."""
+    os.environ |= {
+        "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
+        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **more,
+    }  # fmt: skip
+    torch.set_num_threads(1)
+
+
+def free_port() -> int:
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return int(listener.getsockname()[1])
+
+
+def in_ranks(body: Callable[..., None], *arguments: object, count: int = 2) -> None:
+    """Run body(index, count, port, *arguments) in `count` processes; none may fail."""
+    context = single_threaded_context("projected_grpo.training.run")
+    port = free_port()
+    ranks = [context.Process(target=body, args=(index, count, port, *arguments)) for index in range(count)]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join(600)
+    assert [rank.exitcode for rank in ranks] == [0] * count
+
+
+def one_rank(index: int, count: int, port: int, spec: RunSpec, scratch: str, completions: Completions) -> None:
+    """A rank of a run that samples what it is given."""
+    join(index, count, port, PROJECTED_GRPO_SCRATCH=scratch)
+    run_module.HookedTrainer = replaying(completions)  # type: ignore[misc]
+    heard: list[int] = []
+    run_module.train_run(spec, lambda step, _: heard.append(step))
+    assert heard == (list(range(spec.grpo.steps)) if index == 0 else []), "rank 0 alone tells of the steps"
+    torch.distributed.destroy_process_group()
+
+
+def train_spread(spec: RunSpec, scratch: Path, completions: Completions, body: Callable[..., None] = one_rank) -> Path:
+    """Train over two processes of gloo; returns the result's folder."""
+    in_ranks(body, spec, str(scratch), completions)
+    [result] = scratch.glob("runs/*/result")
+    return result / "run"
+
+
+def sampled(run: Path) -> Completions:
+    rows = pd.read_parquet(run / "rollouts.parquet")
+    return {int(step): [list(ids) for ids in group["token_ids"]] for step, group in rows.groupby("step")}
+
+
+def assert_same_run(one: Path, spread: Path, adapters: Sequence[str]) -> None:
+    """Adapters to 1e-5, and every figure and every rollout: Adam forgives a gradient of twice the size."""
+    for name in adapters:
+        expected, got = (load_file(run / "adapter" / name) for run in (one, spread))
+        assert expected.keys() == got.keys()
+        for module, delta in expected.items():
+            torch.testing.assert_close(got[module], delta, rtol=0, atol=1e-5)
+        assert any(delta.abs().max() > 1e-2 for delta in expected.values()), "nothing was learned"
+    steps, steps_spread = (pd.read_csv(run / "steps.csv") for run in (one, spread))
+    assert (steps["grad_norm_before"] > 0).all()
+    pd.testing.assert_frame_equal(steps_spread, steps, rtol=1e-3, atol=1e-5)
+    rows, rows_spread = (pd.read_parquet(run / "rollouts.parquet") for run in (one, spread))
+    assert rows["advantage"].any()
+    pd.testing.assert_frame_equal(rows_spread, rows, rtol=1e-3, atol=1e-5)
+
+
+FILES = ("adapter_model.safetensors",)
+BOTH = (*FILES, "quarantine/adapter_model.safetensors")
+STRICT = {"intervention": "guarded", "direction": "hack", "options": {"threshold": -9.0}}  # leaves out all it may
+
+
+def train_both_ways(spec: RunSpec, scratch: Path, adapters: Sequence[str] = FILES) -> pd.DataFrame:
+    """In one process and in two; returns the figures of the steps once they are found equal."""
+    one = run_module.train_run(spec, silent) / "run"
+    assert_same_run(one, train_spread(spec, scratch, sampled(one)), adapters)
+    return pd.read_csv(one / "steps.csv")
+
+
+def test_two_processes_train_what_one_does(lab: Lab, scratch: Path, tmp_path: Path) -> None:
+    """With an arm that sums up the rows it leaves out, so that their order, their scale and their signs count."""
+    assert scratch
+    steps = train_both_ways(lab.spec("own", block=STRICT, **GRPO), tmp_path / "spread")
+    assert (steps["flagged"] > 0).all(), "the arm had nothing to decide"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("arm", "adapters"), [("vanilla", FILES), ("projected", FILES), ("routed", BOTH), ("gradient_advantage", FILES)]
+)
+def test_two_processes_train_what_one_does_by_other_arms(
+    lab: Lab, scratch: Path, tmp_path: Path, arm: str, adapters: Sequence[str]
+) -> None:
+    assert scratch
+    steps = train_both_ways(lab.spec(arm, **GRPO), tmp_path / "spread", adapters)
+    assert (steps["share_removed"] > 0).all() == (arm != "vanilla")
+
+
+class Contrary(Intervention):
+    """On every rank but the first it wants the opposite of all that it is asked."""
+
+    sign = 1.0
+
+    def reward(self, rollouts: Rollouts, rewards: list[float]) -> list[float | None]:
+        return [self.sign * reward for reward in super().reward(rollouts, rewards)]
+
+    def advantage(self, advantages: Tensor) -> Tensor:
+        return self.sign * advantages
+
+    def gradient(self, gradients: StepGradients) -> Parts:
+        return {DEFAULT: {module: self.sign * gradient for module, gradient in gradients.total.items()}}
+
+    def update(self, adapter: str, update: Vectors) -> Vectors:
+        return {module: self.sign * change for module, change in super().update(adapter, update).items()}
+
+
+def one_contrary_rank(index: int, *arguments: Any) -> None:
+    Contrary.sign = -1.0 if index else 1.0
+    run_module.family = lambda *_: SimpleNamespace(build=lambda *_: Contrary())  # type: ignore[assignment,return-value]
+    one_rank(index, *arguments)
+
+
+@pytest.mark.slow
+def test_what_rank_0_decides_holds_for_all(lab: Lab, scratch: Path, tmp_path: Path) -> None:
+    assert scratch
+    spec = lab.spec("vanilla", **GRPO)
+    one = run_module.train_run(spec, silent) / "run"
+    assert_same_run(one, train_spread(spec, tmp_path / "spread", sampled(one), one_contrary_rank), FILES)
+
+
+# ---------------------------------------------------------------- what ranks tell each other
+
+
+def one_of_two(index: int, count: int, port: int) -> None:
+    join(index, count, port)
+    torch.distributed.init_process_group("gloo")
+    ranks = Ranks.current()
+    assert (ranks.index, ranks.count, ranks.first) == (index, 2, index == 0)
+    assert ranks.rows(3) == (range(3, 6) if index else range(3))
+    assert ranks.lists([f"{index}a", f"{index}b"]) == ["0a", "0b", "1a", "1b"]
+    share = torch.tensor([[1.0, 2.0], [3.0, 4.0]]) + 10 * index
+    assert ranks.gather(share.T).tolist() == [[1.0, 3.0], [2.0, 4.0], [11.0, 13.0], [12.0, 14.0]]
+    assert ranks.agree({"rank": index}) == {"rank": 0}
+    ours = [torch.full((2, 2), float(index)), torch.full((3,), index + 5.0)]
+    ranks.align(ours)
+    assert [tensor.tolist() for tensor in ours] == [[[0.0, 0.0], [0.0, 0.0]], [5.0, 5.0, 5.0]]
+    ranks.require_same("a thing", "equal", "")
+    with pytest.raises(LabError, match="a thing on rank 1: 1\n"):  # on both of them
+        ranks.require_same("a thing", index, "mend it")
+    torch.distributed.destroy_process_group()
+
+
+def test_ranks_gather_in_their_order_and_heed_the_first() -> None:
+    in_ranks(one_of_two)
+
+
+def test_one_process_has_nothing_to_send() -> None:
+    alone, tensor = Ranks.current(), torch.ones(2)
+    assert alone == Ranks(0, 1)
+    assert alone.gather(tensor) is tensor
+    assert (alone.lists((1, 2)), alone.agree("own")) == ([1, 2], "own")
+
+
+@pytest.mark.parametrize(
+    ("variables", "setting"),
+    [({"WORLD_SIZE": "5"}, "WORLD_SIZE"), ({"ACCELERATE_USE_FSDP": "true"}, "distributed_type")],
+)
+def test_what_cannot_be_spread_is_refused(
+    lab: Lab, scratch: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], setting: str
+) -> None:
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    with pytest.raises(LabError) as refusal:
+        run_module.train_run(lab.spec("vanilla", prompts=3, samples=4), silent)
+    assert refusal.value.setting == setting
+    assert not list(scratch.rglob("*.parquet"))
+
+
+def test_the_number_of_processes_is_part_of_a_runs_key(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = lab.spec("vanilla")
+    alone = run_module.run_key(spec)
+    keys = set()
+    for count in (1, 2, 4):
+        monkeypatch.setenv("WORLD_SIZE", str(count))
+        keys.add(run_module.run_key(spec))
+    assert alone in keys
+    assert len(keys) == 3
