@@ -1,5 +1,5 @@
-"""Stages `grpo_*`: one arm, all seeds side by side. `--arm` names a block of `arms` in params.yaml, `--study` one of
-`studies` (see study/dvc.yaml)."""
+"""Stages `grpo_*`: one arm, all seeds. `--arm` names a block of `arms` in params.yaml, `--study` one of `studies` (see
+study/dvc.yaml). Seeds run side by side, or, where the scale names a launcher, one after another over its processes."""
 
 import argparse
 import sys
@@ -9,11 +9,13 @@ from projected_grpo.errors import ParamsError
 from projected_grpo.settings.arms import ArmSettings, direction_of
 from projected_grpo.settings.direction import DirectionSettings
 from projected_grpo.settings.grpo import GrpoSettings
+from projected_grpo.settings.launcher import Launcher
 from projected_grpo.settings.loader import Params, parse, read_params, section
 from projected_grpo.settings.sandbox import SandboxSettings
 from projected_grpo.settings.seeds import Seeds
 from projected_grpo.settings.studies import Paths, paths_of
 from projected_grpo.storage import atomic_directory, copy_directory
+from projected_grpo.training.launch import launch_seeds
 from projected_grpo.training.seeds import RunFailed, train_seeds
 from projected_grpo.training.spec import RunSpec
 
@@ -42,17 +44,21 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--arm", required=True)
     parser.add_argument("--study")
+    parser.add_argument("--machine", type=int, default=0, help="rank of this one; all but 0 only lend devices")
     arguments = parser.parse_args()
     name: str = arguments.arm
     try:
         params = read_params(study=arguments.study)
         paths = paths_of(params, arguments.study)
         arm = parse(params, f"arms.{name}", ArmSettings)
-        seeds = section(params, "seeds", Seeds).root
-        results = train_seeds([spec(params, name, arm, seed, paths) for seed in seeds])
+        launcher = section(params, "launcher", Launcher).root
+        specs = [spec(params, name, arm, seed, paths) for seed in section(params, "seeds", Seeds).root]
+        results = launch_seeds(specs, Path(launcher), arguments.machine) if launcher else train_seeds(specs)
     except (ParamsError, RunFailed) as error:
         print(error, file=sys.stderr)
         return 1
+    if arguments.machine:
+        return 0
     for part, target in (("run", paths.runs), ("provenance", paths.provenance)):
         with atomic_directory(target / name) as folder:
             for seed, result in results.items():

@@ -23,6 +23,7 @@ from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.direction import DirectionSettings, beyond_extraction
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.grpo import GrpoSettings
+from projected_grpo.settings.launcher import Launcher
 from projected_grpo.settings.loader import (
     Params,
     active_scale,
@@ -57,6 +58,7 @@ class ScaleSettings:
     extract: ExtractSettings
     direction: DirectionSettings
     grpo: GrpoSettings
+    launcher: Launcher
     sampling: SamplingSettings
     sandbox: SandboxSettings
 
@@ -68,6 +70,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "extract": ExtractSettings,
     "direction": DirectionSettings,
     "grpo": GrpoSettings,
+    "launcher": Launcher,
     "sampling": SamplingSettings,
     "sandbox": SandboxSettings,
 }
@@ -294,6 +297,7 @@ def _check_files(path: str, found: Mapping[str, Any], root: Path, faults: list[L
     extract: ExtractSettings | None = found.get("extract")
     direction: DirectionSettings | None = found.get("direction")
     problems: ProblemsSettings | None = found.get("problems")
+    launcher: Launcher | None = found.get("launcher")
 
     def refuse(setting: str, value: object, rule: str, fix: str) -> None:
         faults.append(LabError(setting=f"{path}.{setting}", value=value, rule=rule, fix=fix))
@@ -314,6 +318,9 @@ def _check_files(path: str, found: Mapping[str, Any], root: Path, faults: list[L
         if problems.path is not None and not (root / problems.path).is_file():
             fix = "name an existing file; `projected-grpo fetch leetcode` gets one"
             refuse("problems.path", problems.path, "the file must exist", fix)
+    if launcher and launcher.root is not None and not (root / launcher.root).is_file():
+        fix = "name one of configs/accelerate, or null for one process per seed"
+        refuse("launcher", launcher.root, "the file must exist", fix)
     for setting, file in inputs.items():
         if file is not None and not (root / file).resolve().is_relative_to((root / INPUT_FOLDER).resolve()):
             rule = f"must lie in {INPUT_FOLDER}/, the folder of inputs that is watched for changes"
