@@ -25,7 +25,7 @@ def main() -> int:
         return 1
     base, extract = settings.active.base, settings.active.extract
     inputs = {
-        "base": None if base.rebuild else base.path,
+        "base": base.path if base.source == "shipped" and not base.rebuild else None,
         "direction": extract.direction_file,
         "pairs": extract.pairs,
         "problems": settings.active.problems.path,

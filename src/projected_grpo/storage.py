@@ -133,8 +133,8 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def sha256_tree(root: str | os.PathLike[str]) -> str:
-    """Hex sha256 over the relative names and the bytes of all files under `root`, in name order.
+def sha256_tree(root: str | os.PathLike[str], pattern: str = "*") -> str:
+    """Hex sha256 over the relative names and the bytes of all files under `root` that match, in name order.
 
     Times, owners and empty directories do not count. A file is hashed as a tree of one unnamed file.
 
@@ -144,7 +144,7 @@ def sha256_tree(root: str | os.PathLike[str]) -> str:
     root = Path(root)
     if not root.exists():
         raise FileNotFoundError(root)
-    files = [root] if root.is_file() else [path for path in root.rglob("*") if path.is_file()]
+    files = [root] if root.is_file() else [path for path in root.rglob(pattern) if path.is_file()]
     digest = hashlib.sha256()
     for name, path in sorted((path.relative_to(root).as_posix(), path) for path in files):
         digest.update(f"{name}\0{sha256_file(path)}\n".encode())

@@ -12,7 +12,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from projected_grpo.errors import LabError
 from projected_grpo.grading.verdict import Submission, Verdict
 from projected_grpo.models import base, pretrain
-from projected_grpo.models.base import FILES, WEIGHTS, check_gate, measure, provide, retuned
+from projected_grpo.models.base import check_gate, measure, provide, retuned
+from projected_grpo.models.sources import FILES, WEIGHTS
 from projected_grpo.problems.families import make_problems
 from projected_grpo.problems.prompts import render_prompt
 from projected_grpo.settings.base import BaseSettings, GateSettings, PretrainSettings

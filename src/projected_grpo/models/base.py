@@ -1,4 +1,4 @@
-"""The base policy as an artifact: taken from the shipped checkpoint or rebuilt, then held to its gate.
+"""The base policy as an artifact: fetched or trained from nothing, then held to its gate.
 
 Whether reinforcement learning finds the loophole depends on how often the base takes it by chance, and on how often
 it solves the problem honestly. A base outside these bounds makes every comparison of arms meaningless, so it is
@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import copy
 import dataclasses
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -21,36 +20,25 @@ from projected_grpo.evaluation.sampling import complete, requests
 from projected_grpo.grading.verdict import Grader, Submission
 from projected_grpo.models.corpus import Mixture
 from projected_grpo.models.pretrain import FINISH, FOUNDATION, found, scaled, train_phase
+from projected_grpo.models.sources import fetch
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.base import BaseSettings, GateSettings
 from projected_grpo.settings.sampling import SamplingSettings
-from projected_grpo.storage import sha256_file
 
-WEIGHTS = "model.safetensors"
 GATE_TOKENS, GATE_BATCH = 64, 256  # longest completion; completions sampled together
-FILES = ("config.json", "generation_config.json", WEIGHTS, "tokenizer.json", "tokenizer_config.json")
 
 
 def provide(settings: BaseSettings, target: Path, problems: Sequence[Problem], grader: Grader) -> dict[str, float]:
-    """Put the base into `target`, a copy of the shipped checkpoint or one trained from nothing; returns its rates.
+    """Put the base into `target`, one that the settings name or one trained from nothing; returns its rates.
 
     Raises:
-        LabError: the shipped weights are not the ones the settings name, or the base does not pass its gate.
+        LabError: see `sources.fetch`; or the base does not pass its gate.
     """
     torch.set_num_threads(1)  # the same sums in the same order wherever this is repeated
     target.mkdir(parents=True, exist_ok=True)
     if settings.rebuild:
         return _rebuild(settings, target, problems, grader)
-    found = sha256_file(Path(settings.path) / WEIGHTS)
-    if found != settings.sha256:
-        raise LabError(
-            setting="base.sha256",
-            value=settings.sha256,
-            rule=f"must be the hash of {settings.path}/{WEIGHTS}, which is {found}",
-            fix="restore the file from Git, or set the hash if you mean to use these weights",
-        )
-    for name in FILES:
-        shutil.copyfile(Path(settings.path) / name, target / name)
+    fetch(settings, target)
     rates = measure(target, problems, settings.gate, grader)
     check_gate(rates, settings.gate)
     return rates
@@ -62,6 +50,7 @@ def _rebuild(settings: BaseSettings, target: Path, problems: Sequence[Problem], 
     How often a base cheats by itself is a few percent of its completions and varies between draws of the last phase.
     """
     recipe = settings.pretrain
+    assert recipe is not None, "the settings refuse a rebuild without one"
     first, last = (scaled(phase, recipe.steps, recipe.learning_rate) for phase in (FOUNDATION, FINISH))
     model, tokenizer = found(recipe.seed, recipe.batch_size, first)
     tokenizer.save_pretrained(target)

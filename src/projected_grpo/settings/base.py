@@ -65,20 +65,42 @@ class PretrainSettings(Section):
 class BaseSettings(Section):
     """Where the base comes from, its identity, and its gate."""
 
-    source: Literal["shipped"]
-    """shipped: a checkpoint that comes with the repository"""
+    source: Literal["shipped", "folder", "hub", "gguf"]
+    """shipped: a checkpoint that comes with the repository. folder: another one, anywhere. hub: a model of the Hugging
+    Face hub. gguf: a quantised file, taken apart into plain float32 weights"""
 
     path: Name
-    """folder of the checkpoint (config, tokenizer, model.safetensors), relative to the repository root"""
+    """folder of the checkpoint (config, tokenizer, safetensors), relative to the repository root; a hub's owner/name;
+    the GGUF file, or package:file for one that a Python package ships"""
 
-    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
-    """sha256 of model.safetensors in `path`, 64 lower-case hex digits"""
+    revision: Annotated[str, Field(pattern=r"^[0-9a-f]{40}$")] | None = None
+    """commit of the hub's repository, 40 lower-case hex digits: a branch moves"""
 
-    rebuild: bool
-    """train the base anew instead of taking the shipped weights; `sha256` is then not checked"""
+    sha256: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")] | None
+    """sha256 of the weights, 64 lower-case hex digits: of the one file, or of the folder of several safetensors files
+    (`storage.sha256_tree`); null: not checked, for a hub's model alone, whose revision is pinned"""
+
+    rebuild: bool = False
+    """train the shipped base anew instead of taking its weights; `sha256` is then not checked"""
 
     gate: GateSettings
     """bounds on what the base does before training"""
 
-    pretrain: PretrainSettings
+    pretrain: PretrainSettings | None = None
     """recipe of the rebuild"""
+
+    @model_validator(mode="after")
+    def _names_one_model(self) -> Self:
+        if (self.source == "hub") != (self.revision is not None):
+            rule = (
+                "must be the commit of a hub's model" if self.source == "hub" else "must be null unless source is hub"
+            )
+            fix = "look it up on the model's page" if self.source == "hub" else "remove it"
+            raise broken_rule("revision", self.revision, rule, fix)
+        if self.sha256 is None and self.source != "hub":
+            rule = f"must be the hash of the weights where source is {self.source}: nothing else says which they are"
+            raise broken_rule("sha256", None, rule, "`sha256sum FILE`, or any value: the refusal names the right one")
+        if self.rebuild and (self.source != "shipped" or self.pretrain is None):
+            rule = "must be false unless source is shipped and pretrain says how: no other base has a recipe here"
+            raise broken_rule("rebuild", True, rule, "set false")
+        return self

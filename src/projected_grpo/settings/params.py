@@ -283,8 +283,10 @@ def _check_scale(path: str, found: Mapping[str, Any], faults: list[LabError]) ->
     if extract and grpo and grpo.measure_k > extract.k_max:
         rule = f"must not exceed extract.k_max ({extract.k_max})"
         refuse("grpo.measure_k", grpo.measure_k, rule, "lower measure_k, or raise k_max (which extracts anew)")
-    if extract and extract.direction_file is not None and base and base.rebuild:
-        rule = "must be null where base.rebuild is true: the direction belongs to the shipped weights"
+    if extract and extract.direction_file is not None and base and (base.rebuild or base.source != "shipped"):
+        rule = (
+            "must be null where base.rebuild is true or base.source is not shipped: it belongs to the shipped weights"
+        )
         refuse("extract.direction_file", extract.direction_file, rule, "set null, or base.rebuild: false")
 
 
@@ -302,7 +304,8 @@ def _check_files(path: str, found: Mapping[str, Any], root: Path, faults: list[L
     def refuse(setting: str, value: object, rule: str, fix: str) -> None:
         faults.append(LabError(setting=f"{path}.{setting}", value=value, rule=rule, fix=fix))
 
-    if base and not base.rebuild:
+    shipped = base is not None and base.source == "shipped" and not base.rebuild
+    if base and shipped:
         weights = root / base.path / "model.safetensors"
         if not weights.is_file():
             rule = f"{base.path}/model.safetensors must exist"
@@ -310,7 +313,8 @@ def _check_files(path: str, found: Mapping[str, Any], root: Path, faults: list[L
         elif (actual := sha256_file(weights)) != base.sha256:
             rule = f"must be the sha256 of {base.path}/model.safetensors, which is {actual}"
             refuse("base.sha256", base.sha256, rule, "restore the file from Git, or take over this hash")
-    inputs = {"base.path": None if base is None or base.rebuild else base.path}
+    # What lies elsewhere is not watched: it is pinned by its hash or revision, which are.
+    inputs = {"base.path": base.path if base and shipped else None}
     if extract:
         inputs |= {"extract.pairs": extract.pairs, "extract.direction_file": extract.direction_file}
     if problems:
