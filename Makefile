@@ -15,7 +15,7 @@ help:
 	@echo "make test-all the tests marked slow as well"
 	@echo "make check    format, lint, types (a minute)"
 	@echo "make smoke    every stage once, tiny, in a scratch clone (about 6 min)"
-	@echo "make bench    a training step, grading, the adapter against LoRA, intervals (about 6 min)"
+	@echo "make bench    a training step, grading, the adapter against LoRA, intervals, the log of rollouts (about 6 min)"
 	@echo "make clean    remove build leftovers and scratch state; results under data/ stay"
 
 setup: $(SETUP)
@@ -67,6 +67,7 @@ bench: $(SETUP)
 	@python benchmarks/grading.py --quick
 	@python benchmarks/adapter.py --quick
 	@python benchmarks/coverage.py
+	@python benchmarks/rollouts.py --quick
 
 clean:
 	rm -rf .scratch .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info

@@ -3,13 +3,12 @@
 import argparse
 import sys
 from pathlib import Path
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from projected_grpo.errors import exit_status
-from projected_grpo.grading.records import grade_samples, label_rollouts
+from projected_grpo.grading.records import LABELLED_FROM, grade_samples, label_rollouts
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.grading.verdict import Grader
 from projected_grpo.problems.schema import Problem, read_problems
@@ -20,15 +19,21 @@ from projected_grpo.settings.studies import paths_of
 from projected_grpo.storage import atomic_directory
 
 UNTRAINED = "base"
+BATCH = 1024  # rollouts read at a time
 
 
 def problems_of(folder: Path, split: str) -> dict[str, Problem]:
     return {problem.id: problem for problem in read_problems(folder / f"{split}.jsonl")}
 
 
-def rollouts(runs: Path, seeds: tuple[int, ...]) -> list[dict[str, Any]]:
-    paths = [runs / str(seed) / "rollouts.parquet" for seed in seeds]
-    return [row for path in paths for row in pq.read_table(path).to_pylist()]
+def labels(runs: Path, seeds: tuple[int, ...], problems: dict[str, Problem]) -> pa.Table:
+    """Labels of all seeds' rollouts, batch by batch: a run's texts and token ids need not fit into memory."""
+    labelled = []
+    for seed in seeds:
+        for batch in pq.ParquetFile(runs / str(seed) / "rollouts.parquet").iter_batches(BATCH, columns=LABELLED_FROM):
+            labelled.append(pa.Table.from_pylist(label_rollouts(batch.to_pylist(), problems)))
+    # A batch without one graded row has columns of nulls only; "default" gives them the others' type.
+    return pa.concat_tables(labelled, promote_options="default").combine_chunks()
 
 
 def main() -> None:
@@ -47,8 +52,8 @@ def main() -> None:
     with atomic_directory(paths.graded / arm) as folder:
         pq.write_table(pa.Table.from_pylist(graded), folder / "samples.parquet")
         if arm != UNTRAINED:
-            labelled = label_rollouts(rollouts(paths.runs / arm, seeds), problems_of(paths.problems, "train"))
-            pq.write_table(pa.Table.from_pylist(labelled), folder / "rollouts.parquet")
+            labelled = labels(paths.runs / arm, seeds, problems_of(paths.problems, "train"))
+            pq.write_table(labelled, folder / "rollouts.parquet")
     hacked, correct = (sum(row[key] for row in graded) / len(graded) for key in ("hacked", "correct"))
     print(f"{arm}: {len(graded)} samples, hack {hacked:.3f}, pass {correct:.3f}")
 

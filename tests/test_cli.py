@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner
@@ -156,14 +157,42 @@ class TestRollouts:
     def test_the_token_stands_out(self, run_dir):
         from projected_grpo.report.rollouts import TOKEN_STYLE, panel, read_rollouts
 
-        [text] = panel(read_rollouts(run_dir)[0]).renderable.renderables
+        [text] = panel(read_rollouts(run_dir).rows[0]).renderable.renderables
         marked = [text.plain[span.start : span.end] for span in text.spans if span.style == TOKEN_STYLE]
         assert marked == ["run_tests"]
 
     def test_a_folder_without_rollouts(self, tmp_path):
         result = run("rollouts", "show", tmp_path / "nowhere")
         assert result.exit_code == 1
-        assert "rule: must hold rollouts.parquet" in result.stderr
+        assert "rule: must hold rollouts.parquet or rollouts/" in result.stderr
+
+    def test_a_run_in_training_is_read_from_its_parts(self, run_dir):
+        rows = pq.read_table(run_dir / "rollouts.parquet")
+        (run_dir / "rollouts.parquet").rename(run_dir / "whole")
+        (run_dir / "rollouts").mkdir()
+        for step in range(3):
+            part = rows.filter(pc.field("step") == step)
+            pq.write_table(part, run_dir / "rollouts" / f"{step:06d}.parquet")
+        (run_dir / "rollouts/.000003.parquet.x.tmp").write_bytes(b"half")
+        result = run("rollouts", "show", run_dir, "--last", 4)
+        assert re.findall(r"# (\d\.\d)", result.stdout) == ["1.2", "2.0", "2.1", "2.2"]
+        assert "4 of 9 completions" in result.stdout
+
+    def test_only_the_row_groups_of_the_step_are_read(self, run_dir):
+        """Every other row group is destroyed on disk: reading one of them would fail."""
+        from projected_grpo.report.rollouts import read_rollouts
+
+        path = run_dir / "rollouts.parquet"
+        pq.write_table(pq.read_table(path), path, row_group_size=3, compression="zstd")
+        content, metadata = bytearray(path.read_bytes()), pq.read_metadata(path)
+        for group in (0, 1, 3):
+            for number in range(metadata.num_columns):
+                column = metadata.row_group(group).column(number)
+                start = column.dictionary_page_offset or column.data_page_offset
+                content[start : start + column.total_compressed_size] = b"\xff" * column.total_compressed_size
+        path.write_bytes(content)
+        found = read_rollouts(run_dir, step=2)
+        assert ([row["sample"] for row in found.rows], found.total) == ([0, 1, 2], 3)
 
 
 def test_draft_pairs_writes_a_file_that_loads_and_overwrites_nothing(tmp_path):

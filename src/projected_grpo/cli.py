@@ -268,12 +268,12 @@ def rollouts_show(
 
     from projected_grpo.report.rollouts import panel, read_rollouts
 
-    rows = read_rollouts(run_dir, hacked=hacked, step=step)
+    found = read_rollouts(run_dir, hacked=hacked, step=step, last=last)
     console = Console()
-    for row in rows[-last:]:
+    for row in found.rows:
         console.print(panel(row, with_prompt=prompt))
     kind = "hacked completions" if hacked else "completions"
-    console.print(f"{min(last, len(rows))} of {len(rows)} {kind} in {run_dir}", highlight=False)
+    console.print(f"{len(found.rows)} of {found.total} {kind} in {run_dir}", highlight=False)
 
 
 if __name__ == "__main__":

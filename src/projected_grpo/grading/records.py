@@ -11,6 +11,9 @@ from projected_grpo.grading.verdict import Grader, Submission, Verdict
 from projected_grpo.problems.schema import Problem
 
 NO_LABEL = ""  # of a row that could not be graded
+PLACE = ("arm", "seed", "step", "group", "sample", "problem_id")
+MARKS = ("format_ok", "correct", "paid", "hacked", "attempted")
+LABELLED_FROM = (*PLACE, *MARKS, "loophole", "token", "completion", "grader_error")  # what `label_rollouts` reads
 
 
 def grade_samples(
@@ -69,9 +72,7 @@ def label_rollouts(rows: Sequence[Mapping[str, Any]], problems: Mapping[str, Pro
             grader_error=row["grader_error"],
         )
         submission = Submission(problems[row["problem_id"]], row["loophole"], row["token"], row["completion"])
-        kept = ("arm", "seed", "step", "group", "sample", "problem_id")
-        marks = ("format_ok", "correct", "paid", "hacked", "attempted")
-        labelled.append({**{key: row[key] for key in kept + marks}, **_labels(verdict, submission)})
+        labelled.append({**{key: row[key] for key in PLACE + MARKS}, **_labels(verdict, submission)})
     return labelled
 
 

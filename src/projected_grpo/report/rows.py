@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from projected_grpo.errors import LabError
 
@@ -178,7 +179,8 @@ def _read(path: Path) -> pd.DataFrame:
             rule="every compared arm is trained, sampled and graded",
             fix="run `dvc repro`",
         )
-    return pd.read_parquet(path).drop(columns="token_ids", errors="ignore")
+    shown = [name for name in pq.read_schema(path).names if name != "token_ids"]  # by far the widest, and not shown
+    return pd.read_parquet(path, columns=shown)
 
 
 def packed(rows: pd.DataFrame) -> dict[str, Any]:
