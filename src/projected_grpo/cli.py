@@ -145,6 +145,29 @@ def export_lora(
 
 
 @app.command()
+def publish(
+    run_dir: Annotated[Path, typer.Argument(help="A finished run, such as data/runs/projected/1.")],
+    out: Annotated[Path, typer.Option(help="A new folder.")],
+    repo: Annotated[str | None, typer.Option(help="Model repository on the hub, such as name/projected-1.")] = None,
+    push: Annotated[bool, typer.Option("--push", help="Upload the folder to --repo; without it nothing is.")] = False,
+    private: Annotated[bool, typer.Option("--private", help="Make the repository private, if it is new.")] = False,
+    base: Annotated[str | None, typer.Option(help="The base model, if not the one that the adapter names.")] = None,
+    licence: Annotated[str, typer.Option("--license", help="The hub's name of the licence.")] = "mit",
+) -> None:
+    """Write a run's adapter as a stock LoRA, with a model card of what was measured; upload it only with --push."""
+    if push and repo is None:
+        raise LabError(setting="--repo", value=None, rule="--push needs it", fix="--repo NAME/MODEL")
+    from projected_grpo import publish as publishing
+
+    export, facts = publishing.publish(run_dir, out, base, licence, repo)
+    typer.echo(f"{out}: {facts.arm}, seed {facts.seed}; LoRA of rank {export.rank} and model card README.md")
+    if push and repo is not None:
+        typer.echo(f"uploaded: {publishing.push(out, repo, private)}")
+    else:
+        typer.echo("nothing was uploaded")
+
+
+@app.command()
 def columns(
     name: Annotated[str | None, typer.Argument(help="Show only columns whose name holds this text.")] = None,
 ) -> None:
