@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import socket
 from collections.abc import Callable, Sequence
@@ -14,12 +15,19 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import Tensor
-from training_lab import Lab, silent
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import fully_shard
+from training_lab import ROOT, Lab, silent
+from trl import GRPOTrainer
 
 from projected_grpo.errors import LabError
 from projected_grpo.interventions.base import DEFAULT, Intervention, Parts, Rollouts, StepGradients, Vectors
 from projected_grpo.parallel import SINGLE_THREADED, single_threaded_context
+from projected_grpo.problems.schema import Problem
+from projected_grpo.spectral import GradientCollector, deltas
+from projected_grpo.storage import SCRATCH_VARIABLE
 from projected_grpo.training import run as run_module
+from projected_grpo.training.pool import TeacherRollout
 from projected_grpo.training.ranks import Ranks
 from projected_grpo.training.spec import RunSpec
 from projected_grpo.training.trainer import HookedTrainer
@@ -36,15 +44,16 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.setenv(name, value)
 
 
-def replaying(completions: Completions) -> type[HookedTrainer]:
-    """A trainer that is given what it would sample."""
+def replay(completions: Completions) -> Callable[..., Any]:
+    """In place of TRL's sampling: what the rows of this rank that no teacher has written are to say."""
 
-    class Replay(HookedTrainer):
-        def _generate_single_turn(self, prompt_ids: list[list[int]], *_: Any, **__: Any) -> Any:
-            mine = self.ranks.rows(len(prompt_ids))
-            return [completions[self.state.global_step][row] for row in mine], None
+    def generate(trainer: HookedTrainer, asked: list[list[int]], *_: Any, **__: Any) -> Any:
+        cached = trainer._cached
+        mine = trainer.ranks.rows(len(asked) + len(cached))
+        said = completions[trainer.state.global_step]
+        return [said[row] for place, row in enumerate(mine) if place not in cached], None
 
-    return Replay
+    return generate
 
 
 def join(index: int, count: int, port: int, **more: str) -> None:
@@ -77,7 +86,7 @@ def in_ranks(body: Callable[..., None], *arguments: object, count: int = 2) -> N
 def one_rank(index: int, count: int, port: int, spec: RunSpec, scratch: str, completions: Completions) -> None:
     """A rank of a run that samples what it is given."""
     join(index, count, port, PROJECTED_GRPO_SCRATCH=scratch)
-    run_module.HookedTrainer = replaying(completions)  # type: ignore[misc]
+    GRPOTrainer._generate_single_turn = replay(completions)
     heard: list[int] = []
     run_module.train_run(spec, lambda step, _: heard.append(step))
     assert heard == (list(range(spec.grpo.steps)) if index == 0 else []), "rank 0 alone tells of the steps"
@@ -175,6 +184,55 @@ def test_what_rank_0_decides_holds_for_all(lab: Lab, scratch: Path, tmp_path: Pa
     assert_same_run(one, train_spread(spec, tmp_path / "spread", sampled(one), one_contrary_rank), FILES)
 
 
+@dataclasses.dataclass(frozen=True)
+class Cached:
+    """A teacher that writes given rows of the first step."""
+
+    rows: dict[int, TeacherRollout]
+
+    def problems(self, wanted: Sequence[Problem], group_size: int) -> list[Problem]:
+        del group_size
+        return list(wanted)
+
+    def draw(self, problem_ids: Sequence[str], group_size: int, step: int) -> dict[int, TeacherRollout]:
+        assert len(problem_ids) == 2 * group_size, "asked for a share of the step"
+        return self.rows if step == 0 else {}
+
+
+def one_taught_rank(*arguments: Any) -> None:
+    *rank, teacher = arguments
+    run_module.build_teacher = lambda *_: teacher
+    one_rank(*rank)
+
+
+@pytest.mark.slow
+def test_a_teacher_writes_the_same_rows_in_two_processes(
+    lab: Lab, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One row of the first process, and all of the second one's, which has nothing to sample."""
+    spec = lab.spec("vanilla", **GRPO | {"prompts": 2})
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "plain"))
+    plain = pd.read_parquet(run_module.train_run(spec, silent) / "run/rollouts.parquet")
+    names = ("problem_id", "loophole", "prompt", "completion", "format_ok", "attempted")
+    written = {}
+    for row in (1, 4, 5, 6, 7):
+        logged = plain.iloc[row]
+        labels = {"paid": row % 2 == 1, "hacked": row % 2 == 1, "correct": False}
+        ids = tuple(int(token) for token in logged["token_ids"])
+        given = {name: logged[name] for name in names}
+        written[row] = TeacherRollout(**given, **labels, token_ids=ids, prompt_ids=())
+    teacher = Cached(written)
+
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path / "one"))
+    monkeypatch.setattr(run_module, "build_teacher", lambda *_: teacher)
+    one = run_module.train_run(spec, silent) / "run"
+    in_ranks(one_taught_rank, spec, str(tmp_path / "spread"), sampled(one), teacher)
+    [spread] = (tmp_path / "spread").glob("runs/*/result/run")
+    assert_same_run(one, spread, FILES)
+    rows = pd.read_parquet(spread / "rollouts.parquet")
+    assert rows.index[rows["source"] == "teacher"].tolist() == [1, 4, 5, 6, 7]
+
+
 # ---------------------------------------------------------------- what ranks tell each other
 
 
@@ -232,3 +290,42 @@ def test_the_number_of_processes_is_part_of_a_runs_key(lab: Lab, monkeypatch: py
         keys.add(run_module.run_key(spec))
     assert alone in keys
     assert len(keys) == 3
+
+
+# ---------------------------------------------------------------- a sharded model
+
+
+def one_shard(index: int, count: int, port: int, sharded_deltas: bool) -> None:
+    join(index, count, port)
+    torch.distributed.init_process_group("gloo")
+    tokens = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(1))
+    whole, parts = (run_module.load_policy(ROOT / "data/shipped/micro")[0] for _ in range(2))
+    for model in (whole, parts):
+        with torch.no_grad():
+            for delta in deltas(model).values():
+                delta.normal_(std=0.01, generator=torch.Generator().manual_seed(delta.numel()))
+    whole(input_ids=tokens, labels=tokens).loss.backward()
+
+    kept = set() if sharded_deltas else set(deltas(parts).values())
+    mesh = init_device_mesh("cpu", (count,))
+    blocks = next(module for module in parts.modules() if isinstance(module, torch.nn.ModuleList))
+    for module in (*blocks, parts):
+        fully_shard(module, mesh=mesh, ignored_params=kept & set(module.parameters()) or None)
+    share = tokens[2 * index : 2 * index + 2]
+    with GradientCollector(parts, rollouts=True) as collector:
+        parts(input_ids=share, labels=share).loss.backward()
+    ranks = Ranks.current()
+    for module, delta in deltas(whole).items():
+        expected, own = delta.grad, deltas(parts)[module].grad
+        rows = ranks.gather(collector.by_rollout()[module]) / count
+        found = own.full_tensor() if sharded_deltas else ranks.gather(own[None]).mean(0)
+        for gradient in (found, rows.sum(0)):
+            torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("sharded_deltas", [False, True])
+def test_spectral_layers_have_the_same_gradients_in_a_sharded_model(sharded_deltas: bool) -> None:
+    """With torch's own FSDP; the trainer refuses it, because its hooks write whole deltas."""
+    in_ranks(one_shard, sharded_deltas)
