@@ -21,7 +21,7 @@ from training_lab import ROOT, Lab, silent
 from trl import GRPOTrainer
 
 from projected_grpo.errors import LabError
-from projected_grpo.interventions.base import DEFAULT, Intervention, Parts, Rollouts, StepGradients, Vectors
+from projected_grpo.interventions.base import DEFAULT, Intervention, Parts, Rollouts, StepGradients
 from projected_grpo.parallel import SINGLE_THREADED, single_threaded_context
 from projected_grpo.problems.schema import Problem
 from projected_grpo.spectral import GradientCollector, deltas
@@ -165,9 +165,6 @@ class Contrary(Intervention):
 
     def gradient(self, gradients: StepGradients) -> Parts:
         return {DEFAULT: {module: self.sign * gradient for module, gradient in gradients.total.items()}}
-
-    def update(self, adapter: str, update: Vectors) -> Vectors:
-        return {module: self.sign * change for module, change in super().update(adapter, update).items()}
 
 
 def one_contrary_rank(index: int, *arguments: Any) -> None:
