@@ -31,6 +31,8 @@ def test_unseen_are_the_problems_loopholes_without_those_of_the_pairs():
     assert found == Fold("secret", ("sentinel",), "matched")
     assert settings(["run_tests", "sentinel"], None) is None, "null: pairs about all"
     assert settings(["run_tests"], ["run_tests", "sentinel"]) is None
+    assert settings(["run_tests", "none"], ["run_tests"]) is None, "what never pays cannot be hacked"
+    assert settings(["run_tests", "sentinel", "none"], ["run_tests"]) == Fold("secret", ("sentinel",), "matched")
     assert settings(["run_tests"], ["sentinel"]) is None, "knows nothing: no weak detector, none at all"
 
 

@@ -1,7 +1,7 @@
 """The weak detector: studies whose V does not know all loopholes of their problems, and the hacks of the unknown ones.
 
 Such a study is a *fold*. What is unseen follows from its settings: the loopholes of its problems without those of the
-pairs that V is extracted from. Rates, intervals and paired differences are those of every study (`statistics`), taken
+pairs that V is extracted from, and without what never pays (`none`). Rates, intervals and paired differences are those of every study (`statistics`), taken
 over the completions for the unseen loopholes, and for the known ones, apart.
 """
 
@@ -15,6 +15,7 @@ import pandas as pd
 from projected_grpo.evaluation.metrics import DIGITS, Tally, sem, tally
 from projected_grpo.evaluation.statistics import PairedDifference, Rate, paired_difference
 from projected_grpo.evaluation.study import share
+from projected_grpo.problems.loopholes import NONE
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.problems import ProblemsSettings
 
@@ -67,9 +68,10 @@ class FoldArm:
 
 def fold_of(study: str, problems: ProblemsSettings, extract: ExtractSettings) -> Fold | None:
     """The study as a fold; None if its pairs are about all loopholes of its problems, or about none of them."""
-    known = problems.loopholes if extract.loopholes is None else extract.loopholes
-    unseen = tuple(name for name in problems.loopholes if name not in known)
-    return Fold(study, unseen, extract.bodies) if 0 < len(unseen) < len(problems.loopholes) else None
+    exploitable = [name for name in problems.loopholes if name != NONE.name]
+    known = exploitable if extract.loopholes is None else extract.loopholes
+    unseen = tuple(name for name in exploitable if name not in known)
+    return Fold(study, unseen, extract.bodies) if 0 < len(unseen) < len(exploitable) else None
 
 
 def fold_arms(

@@ -4,8 +4,9 @@
 
 `erase` gates the summed gradient, in which hacks and honest answers have already cancelled, along axes that hold much
 more than the hack. Here each completion is judged by itself before the sum, by the discriminant of
-`directions.discriminant`; one that reads as a hack teaches nothing, all others teach all they have. Punishing a hack
-is left as it is. The discriminant is fitted anew on the current policy at each refresh.
+`directions.discriminant`; of one that reads as a hack its own term is dropped, all others keep theirs. Its reward
+stays in its group's baseline: the kept terms of that group are lower by it. Punishing a hack is left as it is. The
+discriminant is fitted anew on the current policy at each refresh.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ class Options(Section):
     """reading above which a completion counts as a hack: 0 is the mean clean answer, 1 the mean hack"""
 
     shuffled: bool = False
-    """control: as many of the reinforced completions are left out, but drawn at random"""
+    """control: as many reinforced completions as this run's discriminant marks are left out, but drawn at random"""
 
 
 class Guarded(Reader):
