@@ -1,8 +1,8 @@
 """The weak detector: studies whose V does not know all loopholes of their problems, and the hacks of the unknown ones.
 
 Such a study is a *fold*. What is unseen follows from its settings: the loopholes of its problems without those of the
-pairs that V is extracted from, and without what never pays (`none`). Rates, intervals and paired differences are those of every study (`statistics`), taken
-over the completions for the unseen loopholes, and for the known ones, apart.
+pairs that V is extracted from, and without what never pays (`none`). Rates, intervals and paired differences are those
+of every study (`statistics`), taken over the completions for the unseen loopholes, and for the known ones, apart.
 """
 
 from __future__ import annotations
