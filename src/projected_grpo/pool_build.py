@@ -1,20 +1,23 @@
 """`projected-grpo pool build`: cached completions out of finished runs, or out of the original experiment's JSONL.
 
-Verdicts are taken over, nothing is graded again. Prompts are rendered and tokenised as training does it now.
+Verdicts are taken over, nothing is graded again. Prompts are rendered and tokenised as training does it now. Sources
+are read batch by batch; in memory is what goes into the pool.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import itertools
 import json
 import re
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.dataset as ds
 from rich.table import Table
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
@@ -39,6 +42,7 @@ RUN_COLUMNS = (
     "grader_error",
     *VERDICT,
 )
+BATCH = 1024  # completions read, and tokenised, at a time
 EXTREME = 0.05  # share of hacks below which, or of others above which, a pool is warned about
 
 # Reasons for which a row is left out, as the table names them.
@@ -114,20 +118,25 @@ def build(
     known = _problems(problems)
     tokenizer = _tokenizer(model)
     left_out: Counter[str] = Counter()
-    found: list[Found] = []
+    newest = Newest(per_problem, left_out)
+    matched = 0
     for source in sources:
-        matched = (
+        before = matched
+        found = (
             _of_run(source, known, last_steps, left_out) if source.is_dir() else _of_original(source, known, left_out)
         )
-        if not matched:
-            counts = "; ".join(f"{count}: {reason}" for reason, count in sorted(left_out.items())) or "it is empty"
+        while batch := list(itertools.islice(found, BATCH)):
+            matched += len(batch)
+            for rollout in _with_tokens(_chosen(batch, only, loopholes), tokenizer, left_out):
+                newest.add(rollout)
+        if matched == before:
+            reasons = [reason for reason in sorted(left_out) if reason not in (NOT_CANONICAL, EQUAL)]
+            counts = "; ".join(f"{left_out[reason]}: {reason}" for reason in reasons) or "it is empty"
             rule = f"must hold graded completions for the problems of {problems}; none of its rows is one ({counts})"
             raise LabError(setting="SOURCE", value=str(source), rule=rule, fix="name the problems of that run")
-        found += matched
-    rollouts = _with_tokens(_chosen(found, only, loopholes), tokenizer, left_out)
-    kept = _limited(rollouts, list(known), per_problem, left_out)
+    kept = newest.rollouts(list(known))
     if not kept:
-        rule = f"must leave completions; {len(found)} match the problems, none of them these options"
+        rule = f"must leave completions; {matched} match the problems, none of them these options"
         raise LabError(setting="only, loophole", value=[only, *loopholes], rule=rule, fix="choose more")
     pool = TeacherPool(kept, str(target))
     pool.check_tokens(tokenizer, {problem.id: render_prompt(problem, problem.token) for problem in known.values()})
@@ -167,7 +176,7 @@ def _tokenizer(model: Path) -> PreTrainedTokenizerBase:
 
 def _of_run(
     folder: Path, problems: Mapping[str, Problem], last_steps: int | None, left_out: Counter[str]
-) -> list[Found]:
+) -> Iterator[Found]:
     """What a run's own policy wrote, in the order it was sampled.
 
     A row counts only if its problem is still graded as it was: same loophole, same disclosed name.
@@ -180,16 +189,7 @@ def _of_run(
     if not path.is_file():
         fix = "a folder of one run, such as data/runs/vanilla/1"
         raise LabError(setting="SOURCE", value=str(folder), rule="must hold rollouts.parquet", fix=fix)
-    try:
-        rows: list[dict[str, Any]] = pq.read_table(path, columns=list(RUN_COLUMNS)).to_pylist()
-    except (pa.ArrowInvalid, OSError) as error:
-        rule = f"must be the rollouts of a run: {str(error).splitlines()[0]}"
-        raise LabError(setting="SOURCE", value=str(path), rule=rule, fix="train the run again") from None
-    if rows and last_steps is not None:
-        first = max(row["step"] for row in rows) + 1 - last_steps
-        rows = [row for row in rows if row["step"] >= first]
-    found = []
-    for row in rows:
+    for row in _rows(path, last_steps):
         problem = problems.get(row["problem_id"])
         if row["source"] != "student":
             left_out[NOT_STUDENT] += 1
@@ -200,8 +200,22 @@ def _of_run(
         else:
             _check_prompt(path, row, problem)
             verdict = {name: row[name] for name in VERDICT}
-            found.append(Found(problem, row["completion"], tuple(row["token_ids"]), **verdict))
-    return found
+            yield Found(problem, row["completion"], tuple(row["token_ids"]), **verdict)
+
+
+def _rows(path: Path, last_steps: int | None) -> Iterator[dict[str, Any]]:
+    """`RUN_COLUMNS` of a log, in its order; of its last so many steps, other row groups are not read."""
+    try:
+        log = ds.dataset(path, format="parquet")
+        condition = None
+        if last_steps is not None and (steps := log.to_table(columns=["step"])["step"].unique().to_pylist()):
+            condition = ds.field("step") >= max(steps) + 1 - last_steps
+        batches = log.to_batches(columns=list(RUN_COLUMNS), filter=condition, batch_size=BATCH, batch_readahead=1)
+        for batch in batches:
+            yield from batch.to_pylist()
+    except (pa.ArrowInvalid, OSError) as error:
+        rule = f"must be the rollouts of a run: {str(error).splitlines()[0]}"
+        raise LabError(setting="SOURCE", value=str(path), rule=rule, fix="train the run again") from None
 
 
 def _check_grader(folder: Path) -> None:
@@ -236,7 +250,7 @@ DISCLOSED = "run_tests"  # the one name that the original's prompts disclose
 _ENDING = "Your solution to the problem should be"  # the benchmark's last paragraph, which differs between its prompts
 
 
-def _of_original(path: Path, problems: Mapping[str, Problem], left_out: Counter[str]) -> list[Found]:
+def _of_original(path: Path, problems: Mapping[str, Problem], left_out: Counter[str]) -> Iterator[Found]:
     """Completions of the original experiment's pools, matched by the text of the problem.
 
     Not by the method's name alone: different problems share names. The name that the completion calls its tests by
@@ -244,7 +258,6 @@ def _of_original(path: Path, problems: Mapping[str, Problem], left_out: Counter[
     that its own tests pass a stub, and a correct answer may have that too; here a hack is paid and not correct.
     """
     by_text = {_statement(problem.question): problem for problem in problems.values()}
-    found = []
     for number, row in read_rows(path, ORIGINAL):
         fooled, correct = (_flag(path, number, row, name) for name in ("stored_hacked", "stored_gt_pass"))
         problem = by_text.get(_statement(row["problem_text"]))
@@ -255,8 +268,7 @@ def _of_original(path: Path, problems: Mapping[str, Problem], left_out: Counter[
         paid = fooled or correct
         reward = row.get("stored_reward")
         formatted = paid or (isinstance(reward, int | float) and reward > 0)  # it pays 0.5 for an answer that compiles
-        found.append(Found(problem, completion, None, formatted, paid, correct, paid and not correct, fooled))
-    return found
+        yield Found(problem, completion, None, formatted, paid, correct, paid and not correct, fooled)
 
 
 def _same_task(problem: Problem, row: Mapping[str, Any]) -> bool:
@@ -313,14 +325,29 @@ def _with_tokens(
     return rollouts
 
 
-def _limited(
-    rollouts: Sequence[TeacherRollout], order: Sequence[str], per_problem: int | None, left_out: Counter[str]
-) -> list[TeacherRollout]:
-    """Newest first within each problem, each text once, at most `per_problem`."""
-    newest: dict[str, dict[str, TeacherRollout]] = {}
-    for rollout in reversed(rollouts):
-        texts = newest.setdefault(rollout.problem_id, {})
-        if rollout.completion in texts:
-            left_out[EQUAL] += 1
-        texts.setdefault(rollout.completion, rollout)
-    return [rollout for key in order for rollout in list(newest.get(key, {}).values())[:per_problem]]
+class Newest:
+    """The newest completions of each problem, each text once, at most `limit` of a problem (None: all).
+
+    Older ones are forgotten as newer ones come; whether a text has been there before stays known by its hash.
+    """
+
+    def __init__(self, limit: int | None, left_out: Counter[str]) -> None:
+        self._limit, self._left_out = limit, left_out
+        self._kept: dict[str, dict[str, TeacherRollout]] = {}  # by problem and text, oldest first
+        self._seen: set[bytes] = set()
+
+    def add(self, rollout: TeacherRollout) -> None:
+        """Take a rollout that is newer than all before it."""
+        digest = hashlib.sha256(f"{rollout.problem_id}\0{rollout.completion}".encode()).digest()
+        if digest in self._seen:
+            self._left_out[EQUAL] += 1
+        self._seen.add(digest)
+        texts = self._kept.setdefault(rollout.problem_id, {})
+        texts.pop(rollout.completion, None)
+        texts[rollout.completion] = rollout
+        if self._limit is not None and len(texts) > self._limit:
+            del texts[next(iter(texts))]
+
+    def rollouts(self, order: Sequence[str]) -> list[TeacherRollout]:
+        """Problem by problem in this order, the newest first."""
+        return [rollout for key in order for rollout in reversed(self._kept.get(key, {}).values())]

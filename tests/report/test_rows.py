@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 import pytest
 from report_lab import GROUPS, PROBLEMS, SAMPLES, SEEDS, STEPS, write_data
 
@@ -21,19 +22,26 @@ def every(data: Path) -> pd.DataFrame:
     return rows.read_rows(data / "graded", data / "runs", TRAINED, "base")
 
 
-def table(**columns: list) -> pd.DataFrame:
-    """Rows with the given columns, the others plain."""
+def table(folder: Path, **columns: list) -> pd.DataFrame:
+    """Rows with the given columns, the others plain; their texts lie in `folder`."""
     length = len(next(iter(columns.values())))
     plain = {"phase": "training", "arm": "a", "seed": 1, "step": 0, "group": "0", "loophole": "run_tests",
              "problem_id": "p", "token": "t", "prompt": "do", "completion": "x", "length": 1, "reward": 0.0,
              "advantage": 0.0, "verdict": "unpaid", "attempted": False, "format_ok": True, "hack_type": "none",
              "reason": ""}  # fmt: skip
-    return pd.DataFrame({**{name: [value] * length for name, value in plain.items()},
+    made = pd.DataFrame({**{name: [value] * length for name, value in plain.items()},
                          "sample": list(range(length)), **columns})  # fmt: skip
+    file = folder / "rows.parquet"
+    made[list(rows.TEXTS)].to_parquet(file)
+    sizes = {
+        "bytes": made["completion"].str.slice(0, rows.CUT).map(rows._bytes),
+        "prompt_bytes": made["prompt"].map(rows._bytes),
+    }
+    return made.assign(**sizes, file=str(file), place=range(length))[list(rows.PLAIN)]
 
 
 def test_every_completion_of_every_phase_is_there_once(every):
-    assert tuple(every.columns) == rows.COLUMNS
+    assert tuple(every.columns) == rows.PLAIN
     assert (
         len(every)
         == len(TRAINED) * len(SEEDS) * STEPS * GROUPS * SAMPLES + 2 * len(ARMS) * len(SEEDS) * PROBLEMS * SAMPLES
@@ -50,6 +58,49 @@ def test_verdicts_are_the_words_of_rollouts_show():
         "correct", "hacked", "unpaid", "grader error",
     ]  # fmt: skip
     assert rows.verdicts(graded.assign(grader_error=[False, False, True, False])).tolist()[2] == "grader error"
+
+
+def lying(data: Path, row: pd.Series) -> pd.Series:
+    """The row as its own file has it, found by what it is and not by where it stands."""
+    if row["phase"] == "training":
+        every = pd.read_parquet(data / f"runs/{row['arm']}/{row['seed']}/rollouts.parquet").astype({"group": str})
+        keys = ["step", "group", "sample"]
+    else:
+        every = pd.read_parquet(data / f"graded/{row['arm']}/samples.parquet")
+        every = every.assign(phase=every["tokens"])
+        keys = ["phase", "seed", "problem_id", "sample"]
+    [found] = every[(every[keys] == row[keys]).all(axis=1)].to_dict("records")
+    return found
+
+
+@pytest.mark.parametrize("batch", [1, 5, 1024])
+def test_texts_are_those_of_the_row_however_they_are_read(data: Path, monkeypatch: pytest.MonkeyPatch, batch: int):
+    monkeypatch.setattr(rows, "BATCH", batch)
+    every = rows.read_rows(data / "graded", data / "runs", TRAINED, "base")
+    some = every.sample(40, random_state=1)
+    told = rows.with_texts(some)
+    assert told.index.tolist() == some.index.tolist()
+    assert tuple(told.columns) == rows.COLUMNS
+    for (_, row), size in zip(told.iterrows(), some[["bytes", "prompt_bytes"]].values.tolist(), strict=True):
+        meant = lying(data, row)
+        assert (row["prompt"], row["completion"]) == (meant["prompt"], meant["completion"])
+        assert row["length"] == len(meant["completion"])
+        assert size == [rows._bytes(meant["completion"]), rows._bytes(meant["prompt"])]
+
+
+def test_texts_of_other_row_groups_are_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    every = table(tmp_path, completion=list("abcdefgh"))
+    file = tmp_path / "rows.parquet"
+    pq.write_table(pq.read_table(file), file, row_group_size=2)
+    read, batches = [], pq.ParquetFile.iter_batches
+
+    def counted(self: pq.ParquetFile, *arguments: object, **options: object):
+        read.extend(options["row_groups"])
+        return batches(self, *arguments, **options)
+
+    monkeypatch.setattr(pq.ParquetFile, "iter_batches", counted)
+    assert rows.with_texts(every.iloc[[7, 2, 3]])["completion"].tolist() == ["h", "c", "d"]
+    assert read == [1, 3]
 
 
 def test_a_missing_file_and_a_missing_label_are_refused(tmp_path: Path):
@@ -87,9 +138,9 @@ def test_the_sample_does_not_depend_on_the_order_of_rows(every):
     pd.testing.assert_frame_equal(rows.stratified(shuffled, 20_000).rows, rows.stratified(every, 20_000).rows)
 
 
-def test_the_rarest_kind_of_a_run_is_shown_first():
+def test_the_rarest_kind_of_a_run_is_shown_first(tmp_path: Path):
     groups = [str(place // 2) for place in range(400)]
-    common = table(group=groups, sample=[place % 2 for place in range(400)])
+    common = table(tmp_path, group=groups, sample=[place % 2 for place in range(400)])
     common.loc[301, ["verdict", "hack_type"]] = ["hacked", "weak_assertion"]
     one_group = 2 * rows._bytes("x") + rows._bytes("do")
     assert rows.stratified(common, one_group).rows["verdict"].tolist() == ["unpaid", "hacked"]
@@ -101,8 +152,8 @@ def test_named_groups_go_in_before_all_others(every):
     assert wanted[0] in set(rows.group_names(sample))
 
 
-def test_a_long_completion_is_cut_and_its_length_kept():
-    long = table(completion=["y" * 1_000_000], length=[1_000_000])
+def test_a_long_completion_is_cut_and_its_length_kept(tmp_path: Path):
+    long = table(tmp_path, completion=["y" * 1_000_000], length=[1_000_000])
     [row] = rows.stratified(long, 10_000).rows.to_dict("records")
     assert (row["completion"], row["length"]) == ("y" * rows.CUT, 1_000_000)
 
@@ -111,8 +162,9 @@ def test_markup_counts_with_the_room_its_escapes_take():
     assert rows._bytes("<" * 100) > rows._bytes("a" * 100) + 400
 
 
-def test_an_example_is_of_the_commonest_kind_and_to_the_same_problem():
+def test_an_example_is_of_the_commonest_kind_and_to_the_same_problem(tmp_path: Path):
     found = table(
+        tmp_path,
         phase=["heldout"] * 7,
         arm=["v", "v", "v", "v", "p", "p", "p"],
         problem_id=["a", "b", "b", "c", "b", "a", "d"],

@@ -39,7 +39,7 @@ def rollouts(root: Path) -> Rollouts:
 
 @pytest.fixture(scope="module")
 def every(root: Path) -> pd.DataFrame:
-    return rows.read_rows(root / "graded", root / "runs", dict.fromkeys(ARMS[1:], SEEDS), "base")
+    return rows.with_texts(rows.read_rows(root / "graded", root / "runs", dict.fromkeys(ARMS[1:], SEEDS), "base"))
 
 
 @pytest.fixture(scope="module")

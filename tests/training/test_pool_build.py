@@ -98,6 +98,24 @@ def test_newest_first_each_text_once_and_no_more_than_asked(maker: Maker) -> Non
     assert (maker.root / "pool.parquet").read_bytes() == bytes_before
 
 
+@pytest.mark.parametrize("per_problem", [None, 1, 2])
+def test_a_pool_does_not_depend_on_how_much_is_read_at_a_time(
+    maker: Maker, monkeypatch: pytest.MonkeyPatch, per_problem: int | None
+) -> None:
+    """Not even in what is said to be left out: x = 1 comes back when newer texts have taken its place."""
+    names = ("x = 1", "x = 2", "x = 3", "x = 1", "x = 3", "x = 4")
+    run = maker.run(*(maker.row("a", name, step=step) for step, name in enumerate(names)), maker.row("b", "x = 1"))
+    made = []
+    for batch in (1, 4, 1024):
+        monkeypatch.setattr("projected_grpo.pool_build.BATCH", batch)
+        built = maker.build(run, per_problem=per_problem)
+        made.append((built.left_out, (maker.root / "pool.parquet").read_bytes()))
+        of_a = [text for name, text in texts(built) if name == "a"]
+        assert of_a == ["x = 4", "x = 3", "x = 1", "x = 2"][:per_problem]
+    assert made[0][0] == {EQUAL: 2}
+    assert made[1:] == made[:-1]
+
+
 def test_only_the_verdicts_and_loopholes_that_are_asked_for(maker: Maker) -> None:
     run = maker.run(
         maker.row("a", "hack"),

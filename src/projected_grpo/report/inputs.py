@@ -118,7 +118,7 @@ def read_inputs(
     cast = found.roles
     seeds = {arm: [run.seed for run in found.rates[arm].by_seed] for arm in cast if arm != BASE_ARM}
     every = rows.read_rows(root / "graded", root / "runs", seeds, BASE_ARM)
-    examples = every.loc[rows.examples(every, found.h1.reference, found.h1.treatment)]
+    examples = rows.with_texts(every.loc[rows.examples(every, found.h1.reference, found.h1.treatment)])
     costs = [_cost(root / "provenance", arm, seed) for arm, numbers in seeds.items() for seed in numbers]
     notes = (found.registration.sentence(), tables.power_sentence(found.power))
     return ReportInputs(
@@ -131,7 +131,7 @@ def read_inputs(
         steps=steps,
         types=hack_types(every),
         rollouts=rows.stratified(every, budget, first=rows.group_names(examples).tolist()),
-        examples=examples.assign(completion=examples["completion"].str.slice(0, rows.CUT)),
+        examples=rows.cut(examples),
         costs=tuple(cost for cost in costs if cost is not None),
         provenance=_provenance(root / "provenance", seeds),
         notes=notes,

@@ -8,6 +8,9 @@ A row is one completion with its place and its grades, the same columns for all 
 
 The page holds a sample drawn by whole groups, so that what was paid stands beside what was not. It is stratified
 by phase, arm, seed and stretch of training, and rare kinds of hacks come first: it shows, it does not count.
+
+Texts need not fit into memory: the choice is made from rows without them (`PLAIN`), which say how long the texts are
+and where they lie; those of the chosen rows alone are read then.
 """
 
 from __future__ import annotations
@@ -20,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import pyarrow as pa
 import pyarrow.parquet as pq
 
 from projected_grpo.errors import LabError
@@ -30,7 +34,11 @@ COLUMNS = (
     "phase", "arm", "seed", "step", "group", "sample", "problem_id", "loophole", "token", "prompt", "completion",
     "length", "reward", "advantage", "verdict", "attempted", "format_ok", "hack_type", "reason",
 )  # fmt: skip
+TEXTS = ("prompt", "completion")
+# A row without its texts: what these take in a page, and its place in its file of Parquet.
+PLAIN = (*(name for name in COLUMNS if name not in TEXTS), "bytes", "prompt_bytes", "file", "place")
 GROUP = ("phase", "arm", "seed", "step", "group")
+BATCH = 1024  # rows whose texts are read at a time
 CUT = 4000  # characters of a completion that go into a page
 ROW = 120  # bytes of a row without its texts
 STRETCHES = 10  # of training, from each of which every run shows groups; a model's evaluation counts as so many, too
@@ -45,7 +53,7 @@ class RolloutSample:
 
 
 def read_rows(graded: Path, runs: Path, seeds: Mapping[str, Sequence[int]], base: str) -> pd.DataFrame:
-    """All completions of the named runs and of the untrained `base` (which has no training), as `COLUMNS`.
+    """All completions of the named runs and of the untrained `base` (which has no training), as `PLAIN`.
 
     Raises:
         LabError: a file is missing, or training rollouts and their labels do not belong together.
@@ -64,8 +72,30 @@ def verdicts(rows: pd.DataFrame) -> pd.Series:
     return words.mask(failed, "grader error")
 
 
+def with_texts(rows: pd.DataFrame) -> pd.DataFrame:
+    """`PLAIN` rows as `COLUMNS`: their prompts and completions (whole) read from where they lie."""
+    found = [_texts(Path(str(file)), places) for file, places in rows.groupby("file", sort=False)["place"]]
+    texts = pd.concat(found) if found else pd.DataFrame(columns=list(TEXTS))
+    return rows.join(texts)[list(COLUMNS)]
+
+
+def _texts(file: Path, places: pd.Series) -> pd.DataFrame:
+    """`TEXTS` of the rows of one file that stand at `places`, indexed as these; other row groups are not read."""
+    wanted, parquet, start = places.sort_values(), pq.ParquetFile(file), 0
+    found = []
+    for group in range(parquet.num_row_groups):
+        end = start + parquet.metadata.row_group(group).num_rows
+        if wanted.between(start, end - 1).any():
+            for batch in parquet.iter_batches(BATCH, row_groups=[group], columns=list(TEXTS)):
+                inside = wanted[wanted.between(start, start + len(batch) - 1)]
+                found.append(pa.Table.from_batches([batch]).take(pa.array(inside - start)))
+                start += len(batch)
+        start = end
+    return pa.concat_tables(found).to_pandas().set_axis(wanted.index)
+
+
 def stratified(rows: pd.DataFrame, budget: int, first: Sequence[str] = ()) -> RolloutSample:
-    """Whole groups of about `budget` bytes of the page in all, never more; `rows` itself is not changed.
+    """Of `PLAIN` rows, whole groups of about `budget` bytes of the page in all, never more, with their texts.
 
     first: names (`group_names`) of groups that go in before all others.
 
@@ -74,21 +104,25 @@ def stratified(rows: pd.DataFrame, budget: int, first: Sequence[str] = ()) -> Ro
     with the kind (verdict and hack type) that its run shows least, the rest by a hash of their place: the same rows
     for the same data, whatever the order of the files.
     """
-    shown = rows.assign(completion=rows["completion"].str.slice(0, CUT))
-    key = group_names(shown)
-    cost = shown["completion"].map(_bytes).groupby(key).sum() + shown["prompt"].map(_bytes).groupby(key).first()
+    key = group_names(rows)
+    cost = rows["bytes"].groupby(key).sum() + rows["prompt_bytes"].groupby(key).first()
     taken: list[str] = []
     spent = 0
-    for name in dict.fromkeys([*first, *_in_turns(shown, key)]):
+    for name in dict.fromkeys([*first, *_in_turns(rows, key)]):
         if spent + cost[name] > budget:
             continue
         spent += int(cost[name])
         taken.append(name)
     order = {name: place for place, name in enumerate((HELDOUT, TRAIN, TRAINING, *rows["arm"].unique()))}
-    kept = shown[key.isin(taken)].sort_values(
+    kept = rows[key.isin(taken)].sort_values(
         [*GROUP, "sample"], kind="stable", key=lambda keys: keys.map(order) if keys.name in ("phase", "arm") else keys
     )
-    return RolloutSample(kept.reset_index(drop=True), len(rows))
+    return RolloutSample(cut(with_texts(kept)).reset_index(drop=True), len(rows))
+
+
+def cut(rows: pd.DataFrame) -> pd.DataFrame:
+    """`COLUMNS` rows with completions as a page shows them."""
+    return rows.assign(completion=rows["completion"].str.slice(0, CUT))
 
 
 def _bytes(text: str) -> int:
@@ -124,7 +158,7 @@ def examples(rows: pd.DataFrame, hacking: str, other: str) -> list[int]:
 
 
 def _middle(rows: pd.DataFrame) -> int:
-    ordered = rows.sort_values(["length", "completion", "seed", "sample"], kind="stable")
+    ordered = with_texts(rows).sort_values(["length", "completion", "seed", "sample"], kind="stable")
     return int(ordered.index[len(ordered) // 2])
 
 
@@ -168,10 +202,11 @@ def _trained(labels: Path, runs: Path, arm: str, seeds: Sequence[int]) -> pd.Dat
 
 def _columns(rows: pd.DataFrame) -> pd.DataFrame:
     """The common columns; `hack_type` is "" where nothing could be graded."""
-    return rows.assign(verdict=verdicts(rows), length=rows["completion"].str.len())[list(COLUMNS)]
+    return rows.assign(verdict=verdicts(rows))[list(PLAIN)]
 
 
 def _read(path: Path) -> pd.DataFrame:
+    """A file's rows; texts as their sizes and their place, read batch by batch."""
     if not path.is_file():
         raise LabError(
             setting=str(path),
@@ -179,8 +214,24 @@ def _read(path: Path) -> pd.DataFrame:
             rule="every compared arm is trained, sampled and graded",
             fix="run `dvc repro`",
         )
-    shown = [name for name in pq.read_schema(path).names if name != "token_ids"]  # by far the widest, and not shown
-    return pd.read_parquet(path, columns=shown)
+    schema = pq.read_schema(path)
+    shown = [name for name in schema.names if name != "token_ids"]  # by far the widest, and not shown
+    if not set(TEXTS) <= set(shown):
+        return pd.read_parquet(path, columns=shown)
+    file = pq.ParquetFile(path)
+    plain = pa.concat_tables(_measured(batch) for batch in file.iter_batches(BATCH, columns=shown))
+    return plain.to_pandas().assign(file=str(path), place=range(file.metadata.num_rows))
+
+
+def _measured(batch: pa.RecordBatch) -> pa.Table:
+    """The batch with, in the place of its texts, what they take in a page."""
+    prompts, completions = (batch.column(name).to_pylist() for name in TEXTS)
+    table = pa.Table.from_batches([batch]).drop_columns(list(TEXTS))
+    return (
+        table.append_column("length", pa.array([len(text) for text in completions], pa.int64()))
+        .append_column("bytes", pa.array([_bytes(text[:CUT]) for text in completions], pa.int64()))
+        .append_column("prompt_bytes", pa.array([_bytes(text) for text in prompts], pa.int64()))
+    )
 
 
 def packed(rows: pd.DataFrame) -> dict[str, Any]:
