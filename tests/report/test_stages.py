@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import dataclasses
 import importlib.util
+import io
 import json
 import math
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
@@ -42,19 +46,58 @@ def load(name: str) -> ModuleType:
     return module
 
 
+def furnish(folder: Path, runs: Path, world: dict[str, pd.DataFrame], plan_root: Path) -> Path:
+    """What the two stages read, in `folder`."""
+    for arm, samples in world.items():
+        graded = folder / "data" / "graded" / arm
+        graded.mkdir(parents=True)
+        samples.to_parquet(graded / "samples.parquet")
+        if arm != "base":
+            labels(arm).to_parquet(graded / "rollouts.parquet")
+    (folder / "data" / "runs").symlink_to(runs)
+    (folder / "params.yaml").write_text(PARAMS)
+    shutil.copy(plan_root / "hypotheses.yaml", folder)
+    return folder
+
+
 @pytest.fixture
 def workspace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, runs: Path, world, plan_root: Path) -> Path:
-    for arm, samples in world.items():
-        folder = tmp_path / "data" / "graded" / arm
-        folder.mkdir(parents=True)
-        samples.to_parquet(folder / "samples.parquet")
-        if arm != "base":
-            labels(arm).to_parquet(folder / "rollouts.parquet")
-    (tmp_path / "data" / "runs").symlink_to(runs)
-    (tmp_path / "params.yaml").write_text(PARAMS)
-    shutil.copy(plan_root / "hypotheses.yaml", tmp_path)
-    monkeypatch.chdir(tmp_path)
+    monkeypatch.chdir(furnish(tmp_path, runs, world, plan_root))
     return tmp_path
+
+
+@dataclasses.dataclass(frozen=True)
+class Compared:
+    """A folder in which `compare` ran, beside an arm that nobody names; what it printed."""
+
+    root: Path
+    status: int
+    printed: str
+
+    def outs(self) -> dict[str, bytes]:
+        paths = [self.root / "metrics/compare.json", *(self.root / "plots").iterdir()]
+        return {str(path): path.read_bytes() for path in paths}
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory, runs: Path, world, plan_root: Path) -> Compared:
+    root = furnish(tmp_path_factory.mktemp("compared"), runs, world, plan_root)
+    stale = root / "data/graded/stale/samples.parquet"
+    stale.parent.mkdir()
+    stale.write_bytes(b"not parquet")
+    printed = io.StringIO()
+    with contextlib.chdir(root), contextlib.redirect_stdout(printed):
+        status = exit_status(load("compare").main)
+    return Compared(root, status, " ".join(printed.getvalue().split()))
+
+
+@pytest.fixture
+def compare_undrawn() -> Callable[[], int]:
+    """The stage `compare` without its pictures and its page, which take most of its time."""
+    stage = load("compare")
+    stage.figures = lambda _: {}
+    stage.write_report = lambda *_: None
+    return lambda: exit_status(stage.main)
 
 
 def test_evaluate_writes_the_nine_keys_of_the_chosen_method(results, capsys):
@@ -78,9 +121,9 @@ def test_a_refusal_says_why_and_leaves_the_old_metrics(capsys):
     assert "arm 'projected' must be sampled and graded" in capsys.readouterr().err
 
 
-def test_compare_writes_all_its_outs_and_prints_the_verdict(found, cast, capsys):
-    assert exit_status(load("compare").main) == 0
-    written = json.loads(Path("metrics/compare.json").read_text())
+def test_compare_writes_all_its_outs_and_prints_the_verdict(found, cast, compared):
+    assert compared.status == 0, "an arm that is not named, and unreadable, is not read"
+    written = json.loads((compared.root / "metrics/compare.json").read_text())
     assert written == metrics(found)
     assert list(written["arms"]) == sorted(written["arms"])
     assert set(written["h1"]) >= {
@@ -99,23 +142,20 @@ def test_compare_writes_all_its_outs_and_prints_the_verdict(found, cast, capsys)
     names = ("alignment", "arms", "plane", "training", "types")
     drawn = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     tables = {"alignment.csv", "arms.csv", "arms.md", "seeds.csv", "training.csv"}
-    assert {path.name for path in Path("plots").iterdir()} == drawn | tables | {"report.html"}
-    curves = pd.read_csv("plots/training.csv")
+    assert {path.name for path in (compared.root / "plots").iterdir()} == drawn | tables | {"report.html"}
+    curves = pd.read_csv(compared.root / "plots/training.csv")
     assert list(curves["arm"].unique()) == [arm for arm in cast if arm != "base"]
     assert len(curves) == 5 * 40
-    assert "H1 supported: against vanilla, projected lowers" in capsys.readouterr().out.replace("\n", " ")
+    assert "H1 supported: against vanilla, projected lowers" in compared.printed
 
 
-def test_compare_writes_the_same_bytes_again():
-    def outs() -> dict[str, bytes]:
-        paths = [Path("metrics/compare.json"), *Path("plots").iterdir()]
-        return {str(path): path.read_bytes() for path in paths}
-
-    stage = load("compare")
-    stage.main()
-    first = outs()
-    stage.main()
-    assert outs() == first
+def test_compare_writes_the_same_bytes_again(compared):
+    first = compared.outs()
+    for path in first:
+        Path(path).unlink()
+    with contextlib.chdir(compared.root):
+        load("compare").main()
+    assert compared.outs() == first
 
 
 @pytest.mark.parametrize("arm", ["projected", "rl_baseline", "base"])
@@ -127,12 +167,6 @@ def test_compare_refuses_unequal_seeds_before_it_writes_anything(capsys, arm):
     assert f"vanilla: 1, 2, 3; {arm}: 1, 2" in capsys.readouterr().err
     assert not Path("metrics").exists()
     assert not Path("plots").exists()
-
-
-def test_compare_ignores_runs_that_are_not_named():
-    Path("data/graded/stale").mkdir()
-    Path("data/graded/stale/samples.parquet").write_bytes(b"not parquet")
-    assert exit_status(load("compare").main) == 0
 
 
 @pytest.mark.parametrize("text", [None, "claims: {}\n", "analysis: [\n"])
@@ -148,9 +182,9 @@ def test_compare_refuses_a_malformed_plan_before_it_reads_or_writes_anything(cap
     assert not Path("plots").exists()
 
 
-def test_compare_judges_h1_on_the_arms_of_params_and_says_that_they_are_others(capsys):
+def test_compare_judges_h1_on_the_arms_of_params_and_says_that_they_are_others(capsys, compare_undrawn):
     Path("params.yaml").write_text(PARAMS.replace("[random, placebo]", "[random]"))
-    assert exit_status(load("compare").main) == 0
+    assert compare_undrawn() == 0
     written = json.loads(Path("metrics/compare.json").read_text())
     assert written["h1"]["control_name"] == "random"
     assert (written["registration"]["departures"], written["registration"]["as_frozen"]) == (1, False)
@@ -160,14 +194,14 @@ def test_compare_judges_h1_on_the_arms_of_params_and_says_that_they_are_others(c
     assert set(pd.read_csv("plots/training.csv")["arm"]) == {"vanilla", "projected", "random", "rl_baseline"}
 
 
-def test_compare_knows_the_frozen_analysis(capsys):
+def test_compare_knows_the_frozen_analysis(capsys, compare_undrawn):
     lock = {
         "hypotheses": sha256_file("hypotheses.yaml"),
         "analysis": registration.analysis_hash(),
         "revision": "0123456789" * 4,
     }
     Path("hypotheses.lock").write_text(json.dumps(lock))
-    assert exit_status(load("compare").main) == 0
+    assert compare_undrawn() == 0
     written = json.loads(Path("metrics/compare.json").read_text())["registration"]
     assert (written["as_frozen"], written["frozen_at"]) == (True, "012345678901")
     assert "The analysis is the one frozen at 012345678901." in capsys.readouterr().out
