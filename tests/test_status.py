@@ -7,6 +7,7 @@ import json
 from pathlib import Path
 
 import pytest
+from dvc.dependency import param
 from dvc.repo import Repo
 from rich.console import Console
 
@@ -128,6 +129,29 @@ def test_a_pipeline_is_read_as_dvc_sees_it(tmp_path: Path, monkeypatch: pytest.M
         "make": State.STALE, "copy": State.FOLLOWS, "later": State.NEW,
     }  # fmt: skip
     assert found["make"].reasons == ("deps: in",)
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")
+def test_parameters_are_parsed_once_for_all_stages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    Path("params.yaml").write_text("scale: micro\na: 1\nb: 2\n")
+    Path("dvc.yaml").write_text(
+        "stages:\n  first: {cmd: echo > x, params: [a], outs: [x]}\n  second: {cmd: echo > y, params: [b], outs: [y]}\n"
+    )
+    with Repo.init(no_scm=True) as repo:
+        repo.reproduce()
+    Path("params.yaml").write_text("scale: micro\na: 1\nb: 3\n")
+    parsed = []
+    load = param.load_path
+
+    def counted(path: str, *rest: object, **options: object) -> object:
+        parsed.append(path)
+        return load(path, *rest, **options)
+
+    monkeypatch.setattr(param, "load_path", counted)
+    assert {stage.name: stage.reasons for stage in read_status()[MAIN]} == {"first": (), "second": ("deps: b",)}
+    assert len(parsed) == 1
+    assert param.load_path is counted, "DVC is left as it was"
 
 
 def test_another_folder_is_refused(tmp_path: Path):

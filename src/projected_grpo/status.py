@@ -9,8 +9,10 @@ typical times, elsewhere none.
 
 from __future__ import annotations
 
+import functools
 import json
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
@@ -68,10 +70,13 @@ def read_status(root: Path = Path(), wanted: Sequence[str] = (MAIN,)) -> dict[st
         LabError: `root` is no DVC repository, its pipeline does not parse, or there is no such study.
     """
     from dvc.exceptions import DvcException
-    from dvc.repo import Repo
+    from dvc.repo import Repo, lock_repo
+
+    from projected_grpo.settings.loader import read_params
 
     try:
-        with Repo(str(root)) as repo:
+        # Under one lock, DVC keeps the pipeline that it has read; else `status` would read it again.
+        with Repo(str(root)) as repo, lock_repo(repo), _parameters_parsed_once():
             stages = {stage.addressing: stage for stage in repo.index.stages}
             graph = repo.index.graph
             needs = {name: [other.addressing for other in graph.successors(stage)] for name, stage in stages.items()}
@@ -84,11 +89,25 @@ def read_status(root: Path = Path(), wanted: Sequence[str] = (MAIN,)) -> dict[st
     except DvcException as error:
         fix = "run it in the project's folder; `dvc status` tells more"
         raise LabError(setting="pipeline", value=str(root.resolve()), rule=str(error), fix=fix) from None
+    params = read_params(root / "params.yaml")
     found = {}
     for name, members in chosen.items():
-        seconds = _timed(root, name, members)
+        seconds = _timed(root, name, members, params)
         found[name] = plan({each: needs[each] for each in stages if each in set(members)}, changes, new, seconds)
     return found
+
+
+@contextmanager
+def _parameters_parsed_once() -> Iterator[None]:
+    """DVC parses the file of parameters anew for every stage that names some: most of the time of its `status`."""
+    from dvc.dependency import param
+
+    load = param.load_path
+    param.load_path = functools.cache(load)
+    try:
+        yield
+    finally:
+        param.load_path = load
 
 
 def study_line(study: str, stages: Sequence[StageStatus]) -> str:
@@ -180,13 +199,15 @@ def _of_study(study: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
     return sorted(found)
 
 
-def _timed(root: Path, study: str, names: Iterable[str]) -> dict[str, tuple[float | None, bool]]:
+def _timed(
+    root: Path, study: str, names: Iterable[str], params: Mapping[str, Any]
+) -> dict[str, tuple[float | None, bool]]:
     """Stage -> (seconds, measured). A study's own runs come first, then the main pipeline's, for as many steps."""
-    main, typical = training_seconds(root / "data" / "provenance"), _scale(root) == "micro"
+    main, typical = training_seconds(root / "data" / "provenance"), params.get("scale") == "micro"
     if study == MAIN:
         return {name: seconds_of(name, main, typical) for name in names}
     own = training_seconds(root / "data" / "study" / study / "provenance")
-    longer = _steps(root, study) / _steps(root, None)
+    longer = _steps(params, params["studies"][study]) / _steps(params, {})
     guessed = own or {arm: longer * seconds for arm, seconds in main.items()}
     found = {}
     for name in names:
@@ -195,11 +216,9 @@ def _timed(root: Path, study: str, names: Iterable[str]) -> dict[str, tuple[floa
     return found
 
 
-def _steps(root: Path, study: str | None) -> int:
-    from projected_grpo.settings.loader import read_params
-
-    params = read_params(root / "params.yaml", study)
-    return int(params["scales"][params["scale"]]["grpo"]["steps"])
+def _steps(params: Mapping[str, Any], study: Mapping[str, Any]) -> int:
+    """Optimizer steps of a run: the active scale's, unless the study's block has its own."""
+    return int({**params["scales"][params["scale"]]["grpo"], **study.get("grpo", {})}["steps"])
 
 
 def table(stages: Sequence[StageStatus]) -> Table:
@@ -260,9 +279,3 @@ def _reasons(changes: Iterable[Any]) -> tuple[str, ...]:
 def _listed(names: Sequence[str]) -> str:
     shown = [name.removeprefix("src/projected_grpo/") for name in names[:SHOWN]]
     return ", ".join(shown) + (f" and {len(names) - SHOWN} more" if len(names) > SHOWN else "")
-
-
-def _scale(root: Path) -> str:
-    from projected_grpo.settings.loader import read_params
-
-    return str(read_params(root / "params.yaml").get("scale", ""))
