@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 from training_lab import Lab
 
-from projected_grpo.parallel import SINGLE_THREADED
+from projected_grpo.parallel import SINGLE_THREADED, single_threaded_context
 from projected_grpo.problems.schema import read_problems, write_problems
 from projected_grpo.training.run import curriculum
-from projected_grpo.training.seeds import RunFailed, train_seeds
+from projected_grpo.training.seeds import PRELOAD, RunFailed, _work, train_seeds
 from projected_grpo.training.spec import RunSpec
 
 
@@ -65,6 +65,25 @@ def test_a_failing_seed_stops_the_others_and_says_why(lab: Lab, scratch: Path, t
     for lock in scratch.rglob(".lock"):
         with open(lock) as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)  # or BlockingIOError: somebody is still at it
+
+
+def test_two_experiments_that_want_the_same_run_train_it_once(lab: Lab, scratch: Path) -> None:
+    """As two workers of `dvc queue` do: the second waits for the first, and takes what it finds."""
+    context = single_threaded_context(PRELOAD)
+    events, spec = context.Queue(), lab.spec("vanilla", seed=4, steps=3)
+    both = [context.Process(target=_work, args=(spec, events)) for _ in range(2)]
+    for process in both:
+        process.start()
+    heard: list[tuple] = []
+    while sum(kind == "done" for kind, *_ in heard) < 2:
+        heard.append(events.get(timeout=300))
+        assert heard[-1][0] != "failed", heard[-1][2]
+    for process in both:
+        process.join()
+    assert [step for kind, _, step, _ in heard if kind == "step"] == [0, 1, 2], "one of them trained"
+    [folder] = {Path(where) for kind, _, where, _ in heard if kind == "done"}
+    assert folder.is_relative_to(scratch)
+    assert len(list((scratch / "runs").iterdir())) == 1
 
 
 def test_a_refusal_is_told_in_its_own_words(
