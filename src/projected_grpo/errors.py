@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any
 
 
 class LabError(Exception):
@@ -19,6 +21,10 @@ class LabError(Exception):
         self.value = value
         self.rule = rule
         self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        """As itself from a worker process: pickle would call it with positional arguments."""
+        return partial(LabError, setting=self.setting, value=self.value, rule=self.rule, fix=self.fix), ()
 
     def __str__(self) -> str:
         return f"{self.setting}: {_shown(self.value)}\n    rule: {self.rule}\n    fix:  {self.fix}"
@@ -33,6 +39,9 @@ class ParamsError(LabError):
             raise ValueError("ParamsError needs at least one fault")
         first = self.faults[0]
         super().__init__(setting=first.setting, value=first.value, rule=first.rule, fix=first.fix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return ParamsError, (self.faults,)
 
     def __str__(self) -> str:
         count = len(self.faults)
