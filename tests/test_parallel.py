@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import subprocess
@@ -19,10 +20,12 @@ WORK = """
 import os, sys, time
 
 def look(number):
+    started = time.time()
     preloaded = sys.modules.get("preloaded")
     time.sleep(0.05 * (3 - number))  # the last to start is the first to end
     names = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OMP_WAIT_POLICY", "TOKENIZERS_PARALLELISM")
     return {
+        "started": started, "ended": time.time(),
         "number": number, "pid": os.getpid(), "environment": {name: os.environ.get(name) for name in names},
         "imported_by": preloaded and preloaded.IMPORTED_BY,
     }
@@ -40,7 +43,8 @@ from projected_grpo.parallel import map_processes
 
 if __name__ == "__main__":
     function = {"look": look, "fail": fail}[sys.argv[1]]
-    print(json.dumps({"main": os.getpid(), "results": map_processes(function, [0, 1, 2], "preloaded")}))
+    results = map_processes(function, [0, 1, 2], "preloaded", one_by_one="alone" in sys.argv)
+    print(json.dumps({"main": os.getpid(), "results": results}))
 """
 
 
@@ -51,7 +55,7 @@ def scripts(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def run(scripts: Path, function: str) -> subprocess.CompletedProcess[str]:
+def run(scripts: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": f"{scripts}:{SOURCE}",
@@ -59,7 +63,12 @@ def run(scripts: Path, function: str) -> subprocess.CompletedProcess[str]:
         "OMP_WAIT_POLICY": "ACTIVE",
     }
     return subprocess.run(
-        [sys.executable, "main.py", function], cwd=scripts, env=environment, capture_output=True, text=True, timeout=120
+        [sys.executable, "main.py", *arguments],
+        cwd=scripts,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=120,
     )
 
 
@@ -86,6 +95,13 @@ def test_processes_share_a_preload_compute_in_one_thread_and_answer_in_order(scr
     assert not servers & {*workers, answer["main"]}
     assert answer["main"] not in workers
     assert len(workers) <= max(1, min(3, os.cpu_count() or 1))
+
+
+def test_one_by_one_each_has_a_process_that_ends_before_the_next_begins(scripts: Path) -> None:
+    results = json.loads(run(scripts, "look", "alone").stdout)["results"]
+    assert [result["number"] for result in results] == [0, 1, 2]
+    assert len({result["pid"] for result in results}) == 3, "what the first left in its process is the second's"
+    assert all(one["ended"] <= other["started"] for one, other in itertools.pairwise(results))
 
 
 def test_the_first_error_is_raised_with_its_cause(scripts: Path) -> None:

@@ -32,8 +32,14 @@ def single_threaded_context(preload: str) -> ForkServerContext:
     return context
 
 
-def map_processes(function: Callable[[Item], Result], items: Sequence[Item], preload: str) -> list[Result]:
-    """`function` over `items` in as many processes as there are cores; results in order, the first error raised."""
-    workers = min(len(items), os.cpu_count() or 1)
-    with ProcessPoolExecutor(workers, mp_context=single_threaded_context(preload)) as pool:
+def map_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], preload: str, one_by_one: bool = False
+) -> list[Result]:
+    """`function` over `items` in as many processes as there are cores; results in order, the first error raised.
+
+    one_by_one: a process of its own for each, one after another, for work that fills a device.
+    """
+    workers = 1 if one_by_one else min(len(items), os.cpu_count() or 1)
+    context = single_threaded_context(preload)
+    with ProcessPoolExecutor(workers, context, max_tasks_per_child=1 if one_by_one else None) as pool:
         return list(pool.map(function, items))
