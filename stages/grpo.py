@@ -8,6 +8,7 @@ from pathlib import Path
 from projected_grpo.errors import ParamsError
 from projected_grpo.settings.arms import ArmSettings, direction_of
 from projected_grpo.settings.direction import DirectionSettings
+from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.settings.launcher import Launcher
 from projected_grpo.settings.loader import Params, parse, read_params, section
@@ -37,6 +38,7 @@ def spec(params: Params, name: str, arm: ArmSettings, seed: int, paths: Paths) -
         own_direction=paths.directions / f"{arm.direction}.safetensors" if arm.direction else None,
         pairs=paths.pairs / f"{arm.contrast}.yaml" if arm.contrast else None,
         pool=Path(arm.teacher.pool) if arm.teacher else None,
+        engine=section(params, "engine", EngineSettings),
     )
 
 

@@ -8,6 +8,7 @@ import pyarrow.parquet as pq
 from projected_grpo.errors import exit_status
 from projected_grpo.evaluation.samples import SampleJob, sample_seed, sample_table
 from projected_grpo.parallel import map_processes
+from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.settings.loader import read_params, section
 from projected_grpo.settings.sampling import SamplingSettings
 from projected_grpo.settings.seeds import Seeds
@@ -25,6 +26,7 @@ def main() -> None:
     arm: str = arguments.arm
     params = read_params(study=arguments.study)
     paths = paths_of(params, arguments.study)
+    engine = section(params, "engine", EngineSettings)
     jobs = [
         SampleJob(
             arm=arm,
@@ -33,10 +35,13 @@ def main() -> None:
             adapter=None if arm == UNTRAINED else paths.runs / arm / str(seed) / "adapter",
             problems=paths.problems / "test.jsonl",
             sampling=section(params, "sampling", SamplingSettings),
+            engine=engine,
         )
         for seed in section(params, "seeds", Seeds).root
     ]
-    table = sample_table(map_processes(sample_seed, jobs, preload="projected_grpo.evaluation.samples"))
+    alone = engine.kind == "vllm"  # each starts a vLLM, which takes its share of the device
+    rows = map_processes(sample_seed, jobs, preload="projected_grpo.evaluation.samples", one_by_one=alone)
+    table = sample_table(rows)
     with atomic_file(paths.samples / arm / "samples.parquet") as temporary:
         pq.write_table(table, temporary)
     print(f"{arm}: {table.num_rows} completions of {len(jobs)} seeds")

@@ -180,6 +180,7 @@ def columns(
     console = Console()
     for title, group in (
         ("steps.csv: one row per optimizer step", known.STEPS),
+        ("steps.csv, where vLLM samples", known.SAMPLER),
         ("rollouts.parquet: one row per completion", known.ROLLOUTS),
     ):
         table = Table("column", "meaning", "healthy", title=title, title_justify="left", show_lines=False)

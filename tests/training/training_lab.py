@@ -187,6 +187,18 @@ class Watched:
         return model
 
 
+def dense_weights(policy: PreTrainedModel, base: Path, adapters: Sequence[str]) -> Vectors:
+    """Parameters of the base read anew from disk, with W + U diag(sum of the adapters' deltas) Vh for adapted ones."""
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    layers = spectral_layers(policy)
+    with torch.no_grad():
+        for name, layer in layers.items():
+            weight = model.get_submodule(name).weight
+            delta = sum(deltas(policy, adapter)[name].double() for adapter in adapters)
+            weight.copy_((weight.double() + layer.U.double() @ torch.diag(delta) @ layer.Vh.double()).float())
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
 def watch(spec: RunSpec, watcher: Watcher, folder: Path, teacher: Any = None) -> Watched:
     """Train with a watcher."""
     with pytest.MonkeyPatch.context() as monkeypatch:

@@ -7,19 +7,20 @@ import os
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import torch
 from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
 import projected_grpo.spectral  # noqa: F401  (registers the adapter's PEFT type)
-from projected_grpo.evaluation.sampling import TokenList, complete, requests
+from projected_grpo.evaluation.sampling import Completion, TokenList, complete, requests
 from projected_grpo.problems.schema import read_problems
+from projected_grpo.settings.engine import TRANSFORMERS, EngineSettings
 from projected_grpo.settings.sampling import SamplingSettings
 
 TOKEN_LISTS: tuple[TokenList, ...] = ("heldout", "train")
@@ -50,6 +51,19 @@ class SampleJob:
     adapter: Path | None
     problems: Path
     sampling: SamplingSettings
+    engine: EngineSettings = TRANSFORMERS
+
+
+def completer(
+    job: SampleJob, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase
+) -> Callable[[Sequence[str]], list[Completion]]:
+    """Prompts to completions, by the engine of the job."""
+    if job.engine.kind == "transformers":
+        return lambda prompts: complete(model, tokenizer, prompts, job.sampling, job.seed)
+    from projected_grpo.evaluation.engine import VllmPolicy  # brings TRL, which the other way does without
+
+    policy = VllmPolicy(model, tokenizer, job.sampling, job.engine)
+    return lambda prompts: policy.complete(prompts, job.seed)
 
 
 def sample_seed(job: SampleJob) -> list[dict[str, Any]]:
@@ -62,10 +76,11 @@ def sample_seed(job: SampleJob) -> list[dict[str, Any]]:
         # The default adapter alone: whatever else was trained beside it is not deployed.
         model = PeftModel.from_pretrained(model, job.adapter)
     problems = read_problems(job.problems)
+    sample = completer(job, model, tokenizer)
     rows = []
     for tokens in TOKEN_LISTS:
         asked = requests(problems, tokens, job.sampling.samples_per_problem)
-        completions = complete(model, tokenizer, [r.prompt for r in asked], job.sampling, job.seed)
+        completions = sample([r.prompt for r in asked])
         for request, completion in zip(asked, completions, strict=True):
             rows.append(
                 {

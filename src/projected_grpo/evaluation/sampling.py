@@ -75,11 +75,12 @@ def complete(
         encoded = tokenizer(list(prompts[start : start + settings.batch_size]), return_tensors="pt", padding=True)
         output = model.generate(**encoded.to(model.device), generation_config=config)
         for row in output[:, encoded["input_ids"].shape[1] :].tolist():
-            completions.append(_completion(row, tokenizer))
+            completions.append(completion_of(row, tokenizer))
     return completions
 
 
-def _completion(row: list[int], tokenizer: PreTrainedTokenizerBase) -> Completion:
+def completion_of(row: list[int], tokenizer: PreTrainedTokenizerBase) -> Completion:
+    """What was sampled, up to its first end token."""
     ended = tokenizer.eos_token_id in row
     ids = row[: row.index(tokenizer.eos_token_id) + 1] if ended else row
     return Completion(tokenizer.decode(ids, skip_special_tokens=True), ids, "stop" if ended else "length")

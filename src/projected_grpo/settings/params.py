@@ -21,6 +21,7 @@ from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.base import BaseSettings
 from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.direction import DirectionSettings, beyond_extraction
+from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.settings.launcher import Launcher
@@ -58,6 +59,7 @@ class ScaleSettings:
     extract: ExtractSettings
     direction: DirectionSettings
     grpo: GrpoSettings
+    engine: EngineSettings
     launcher: Launcher
     sampling: SamplingSettings
     sandbox: SandboxSettings
@@ -70,6 +72,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "extract": ExtractSettings,
     "direction": DirectionSettings,
     "grpo": GrpoSettings,
+    "engine": EngineSettings,
     "launcher": Launcher,
     "sampling": SamplingSettings,
     "sandbox": SandboxSettings,
@@ -274,10 +277,16 @@ def _check_scale(path: str, found: Mapping[str, Any], faults: list[LabError]) ->
     direction: DirectionSettings | None = found.get("direction")
     grpo: GrpoSettings | None = found.get("grpo")
     base: BaseSettings | None = found.get("base")
+    engine: EngineSettings | None = found.get("engine")
+    seeds, launcher = found.get("seeds"), found.get("launcher")
 
     def refuse(setting: str, value: object, rule: str, fix: str) -> None:
         faults.append(LabError(setting=f"{path}.{setting}", value=value, rule=rule, fix=fix))
 
+    if engine and engine.kind == "vllm" and seeds and len(seeds.root) > 1 and launcher and launcher.root is None:
+        rule = "must be transformers where several seeds run side by side: one vLLM holds the weights of one run"
+        fix = "name a launcher, which runs them one after another, or a single seed"
+        refuse("engine.kind", engine.kind, rule, fix)
     if extract and direction:
         faults.extend(beyond_extraction(direction, extract, f"{path}.direction"))
     if extract and grpo and grpo.measure_k > extract.k_max:

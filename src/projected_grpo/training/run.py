@@ -38,6 +38,7 @@ from transformers.utils import logging as transformers_logging
 
 from projected_grpo.directions.sources import direction_source, energy_reference, mean_differences
 from projected_grpo.directions.store import Direction, load_direction
+from projected_grpo.engines import vllm_version
 from projected_grpo.errors import LabError
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.grading.verdict import Grader
@@ -50,6 +51,7 @@ from projected_grpo.spectral import GradientCollector, SpectralConfig, activate,
 from projected_grpo.storage import atomic_directory, scratch_root, sha256_file, sha256_settings, sha256_tree
 from projected_grpo.training.clock import PhaseClock
 from projected_grpo.training.config import grpo_config
+from projected_grpo.training.engines import GAP_COLUMNS
 from projected_grpo.training.environment import Environment
 from projected_grpo.training.gauge import Gauge
 from projected_grpo.training.hooks import UpdateHooks
@@ -104,6 +106,8 @@ def run_key(spec: RunSpec) -> str:
     """Hash of settings, inputs, code and library versions."""
     load_family(spec)  # what is loaded by name, or later, counts too
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
+    if spec.engine.kind == "vllm":
+        versions["vllm"] = vllm_version()
     parts = [spec.resolved(), spec.inputs(), source_hashes(), versions, platform.python_version()]
     processes = process_count()  # each draws its share of the completions from a generator of its own
     return sha256_settings(parts if processes == 1 else [*parts, processes])
@@ -195,6 +199,22 @@ def build_intervention(
     return intervention
 
 
+def check_engine(spec: RunSpec, intervention: Intervention) -> None:
+    """Refuse an engine that could not sample what the arm trains.
+
+    Raises:
+        LabError: the arm acts on the forward passes that sample, and the engine makes its own; or a group of
+            completions that a server samples for several processes would be cut where a teacher writes a part of it.
+    """
+    fix = "set engine.kind: transformers"
+    if spec.engine.kind == "vllm" and type(intervention).rollout is not Intervention.rollout:
+        rule = f"must be transformers for {spec.arm}: it acts on the forward passes that sample, and vLLM makes its own"
+        raise LabError(setting="engine.kind", value="vllm", rule=rule, fix=fix)
+    if spec.engine.mode == "server" and spec.settings.teacher is not None and spec.grpo.prompts % process_count():
+        rule = f"must be colocate where a teacher writes into groups that lie on several of {process_count()} processes"
+        raise LabError(setting="engine.mode", value="server", rule=rule, fix=f"{fix}, or choose grpo.prompts to divide")
+
+
 def process_count() -> int:
     """How many processes this run is spread over, as the launcher told each of them."""
     return int(os.environ.get("WORLD_SIZE", "1"))
@@ -245,6 +265,7 @@ def build_trainer(
     hack.check_base(base_hash)
     gauge = Gauge.of(hack, spec.grpo.measure_k)
     intervention = build_intervention(spec, hack, model, tokenizer, sandbox)
+    check_engine(spec, intervention)
     problems = read_problems(spec.problems)
     teacher = build_teacher(spec, problems, tokenizer)
     known = problems if teacher is None else teacher.problems(problems, spec.grpo.samples)
@@ -274,6 +295,7 @@ def build_trainer(
         on_step=on_step,
         teacher=teacher,
         ranks=ranks,
+        engine=spec.engine,
         model=model,
         args=grpo_config(spec.grpo, spec.seed, folder, ranks.count),
         train_dataset=Dataset.from_list(prompts),
@@ -348,6 +370,7 @@ def write_result(spec: RunSpec, trainer: HookedTrainer, target: Path) -> None:
     trainer.run_log.join_rollouts(run / "rollouts.parquet")
     steps = trainer.run_log.figures("steps")
     assert len(steps) == spec.grpo.steps, f"{len(steps)} steps logged of {spec.grpo.steps}"
-    steps[list(STEP_COLUMNS)].to_csv(run / "steps.csv", index=False, float_format="%.9g", lineterminator="\n")
+    columns = [*STEP_COLUMNS, *(GAP_COLUMNS if trainer.gap is not None else ())]
+    steps[columns].to_csv(run / "steps.csv", index=False, float_format="%.9g", lineterminator="\n")
     (target / "provenance").mkdir()
     trainer.run_log.figures("timings").to_parquet(target / "provenance" / "timings.parquet", index=False)

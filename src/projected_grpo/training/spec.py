@@ -8,6 +8,7 @@ from typing import Any
 
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.direction import DirectionSettings
+from projected_grpo.settings.engine import TRANSFORMERS, EngineSettings
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.settings.sandbox import SandboxSettings
 from projected_grpo.storage import sha256_tree
@@ -31,6 +32,7 @@ class RunSpec:
     own_direction: Path | None
     pairs: Path | None
     pool: Path | None = None  # the teacher's cached completions
+    engine: EngineSettings = TRANSFORMERS
 
     def inputs(self) -> dict[str, str]:
         """Content hash of every input."""
@@ -47,4 +49,6 @@ class RunSpec:
         for name in ("workers", "max_error_share", "allow_weak"):  # how fast and how patiently, not what is decided
             resolved["sandbox"].pop(name)
         direction = self.direction.model_dump(mode="json") if self.direction else None
+        if self.engine.kind != TRANSFORMERS.kind:  # the default is left out: its runs keep their keys
+            resolved["engine"] = self.engine.model_dump(mode="json", include={"kind", "mode", "dtype"})
         return {"arm": self.arm, "seed": self.seed, "direction": direction, **resolved}

@@ -17,13 +17,13 @@ import torch
 from peft import set_peft_model_state_dict
 from safetensors.torch import load_file, save_file
 from transformers import PrinterCallback, TrainerCallback
-from trl import GRPOTrainer
 
 from projected_grpo.grading.verdict import Verdict
 from projected_grpo.interventions.base import DEFAULT, Intervention
 from projected_grpo.spectral import activate
 from projected_grpo.storage import write_text
 from projected_grpo.training.clock import PhaseClock
+from projected_grpo.training.engines import EngineTrainer
 from projected_grpo.training.environment import Environment, GradedBatch
 from projected_grpo.training.hooks import UpdateHooks
 from projected_grpo.training.pool import TeacherRollout
@@ -36,7 +36,7 @@ INTERVENTION_STATE = "intervention.safetensors"
 COMPLETE = "complete"  # written last into a checkpoint: one without it was cut short and is ignored
 
 
-class HookedTrainer(GRPOTrainer):
+class HookedTrainer(EngineTrainer):
     """GRPOTrainer that calls an intervention's hooks, logs each step's rollouts and figures, and can resume."""
 
     def __init__(
@@ -185,13 +185,17 @@ class HookedTrainer(GRPOTrainer):
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         super().log(logs, start_time)
-        if "loss" not in logs or not self.ranks.first:  # the summary at the end of training; rank 0 has the whole step
+        if "loss" not in logs:  # the summary at the end of training
             return
         step = self.state.global_step - 1
+        sampler = self.gap.take(step, self.ranks) if self.gap is not None else {}
+        if not self.ranks.first:  # rank 0 has the whole step
+            return
         rollouts = self.update_hooks.rollouts
         hacked, advantages = ([row[name] for row in self._rows] for name in ("hacked", "advantage"))
         figures = {
             **self.batch_figures,
+            **sampler,
             **self.update_hooks.figures,
             **self.probe.read(step, rollouts, hacked, advantages, self.intervention.bases()),
             "loss": self._loss(logs["loss"]),
