@@ -33,7 +33,7 @@ def test_vllm_needs_no_more_than_its_name():
         "memory_share": 0.3,
         "dtype": "auto",
         "context": None,
-        "max_gap": 0.05,
+        "max_gap": 0.02,
     }
     assert EngineSettings(kind="vllm", mode="server", url=URL).url == URL
 

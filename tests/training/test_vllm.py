@@ -12,7 +12,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from stage_process import Stage
-from training_lab import Lab, environment
+from training_lab import ROOT, Lab, environment
 from transformers import AutoTokenizer
 
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
@@ -30,13 +30,14 @@ MakeStage = Callable[..., Stage]
 
 @pytest.fixture(scope="module")
 def make(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> MakeStage:
-    def made(arm: str, **engine: Any) -> Stage:
+    def made(arm: str, launcher: str | None = None, **engine: Any) -> Stage:
         root = tmp_path_factory.mktemp("vllm")
         copy = lab.copy(root / "lab", {"engine": VLLM | engine, "grpo": GRPO})
         path = copy.root / "params.yaml"
         params = json.loads(path.read_text())
-        params["scales"]["smoke"]["seeds"] = [1]
+        params["scales"]["smoke"] |= {"seeds": [1], "launcher": launcher}
         path.write_text(json.dumps(params))
+        (copy.root / "configs").symlink_to(ROOT / "configs")
         return Stage(arm, copy, root / "scratch")
 
     return made
@@ -101,6 +102,16 @@ def test_in_float32_the_two_agree_to_rounding_with_a_quarantine_as_well(make: Ma
     samples = pd.read_parquet(stage.lab.root / "data/samples/routed/samples.parquet")
     assert set(samples["tokens"]) == {"heldout", "train"}
     assert samples["completion"].str.contains("def ").mean() > 0.5
+
+
+def test_each_process_of_a_run_has_its_vllm(make: MakeStage) -> None:
+    stage = make("vanilla", launcher="configs/accelerate/two_cpus.yaml", dtype="float32")
+    stage.finish()
+    assert (steps(stage)["n"] == GRPO["prompts"] * GRPO["samples"]).all()
+    assert steps(stage)["sampler_gap"].between(1e-9, 1e-5).all()
+    rows = pd.read_parquet(stage.out / "1/rollouts.parquet")
+    first, second = (rows[rows["group"].isin(groups)]["completion"].tolist() for groups in ((0, 1), (2, 3)))
+    assert first != second, "both draw the same numbers"
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(make: MakeStage, projected: Stage) -> None:

@@ -31,7 +31,7 @@ class EngineSettings(Section):
     context: Count | None = None
     """tokens of prompt and completion together that a colocated vLLM must hold; null: the longest the model knows"""
 
-    max_gap: Positive = 0.05
+    max_gap: Positive = 0.02
     """mean of |log p(trainer) - log p(sampler)| over the tokens of a step, nats; above it the run stops"""
 
     @model_validator(mode="after")
