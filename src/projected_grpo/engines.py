@@ -138,11 +138,12 @@ class VllmSampler(VLLMGeneration):
         self.llm.reset_prefix_cache()
 
 
-def check_gap(gap: float, engine: EngineSettings, step: int, agreed: bool) -> None:
+def check_gap(gap: float, engine: EngineSettings, where: str, agreed: bool) -> None:
     """Stop where sampler and trainer are not the same policy.
 
     Args:
-        gap: mean |log p(trainer) - log p(sampler)| over the tokens of `step`, nats. agreed: it was small before.
+        gap: mean |log p(trainer) - log p(sampler)| over sampled tokens, nats. where: of the run, for the message.
+        agreed: it was small before.
 
     Raises:
         LabError: it is above `engine.max_gap`, or no number; with the likely cause.
@@ -158,5 +159,5 @@ def check_gap(gap: float, engine: EngineSettings, step: int, agreed: bool) -> No
     else:
         cause = f"they never agreed, and the weights are the same, so it is the rounding of dtype {engine.dtype}"
         fix = "set engine.dtype: float32, or raise max_gap knowingly"
-    rule = f"step {step}: sampler and trainer differ by {gap:.3g} nats a token, which it must not exceed; {cause}"
+    rule = f"{where}: sampler and trainer differ by {gap:.3g} nats a token, which it must not exceed; {cause}"
     raise LabError(setting="engine.max_gap", value=engine.max_gap, rule=rule, fix=fix)

@@ -9,11 +9,13 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import requests
 import torch
 from accelerate import Accelerator
 from torch import Tensor
 from training_lab import Lab, dense_weights, silent
 from transformers import AutoModelForCausalLM
+from trl.generation.vllm_generation import VLLMGeneration
 
 from projected_grpo import columns, engines
 from projected_grpo.engines import VllmSampler, check_gap, vllm_version
@@ -261,9 +263,9 @@ def test_the_gap_is_that_of_all_ranks() -> None:
     ],
 )
 def test_a_gap_names_its_likely_cause(engine: EngineSettings, agreed: bool, cause: str, fix: str) -> None:
-    check_gap(engine.max_gap, engine, 3, agreed)
+    check_gap(engine.max_gap, engine, "step 3", agreed)
     with pytest.raises(LabError) as refusal:
-        check_gap(engine.max_gap * 1.01, engine, 3, agreed)
+        check_gap(engine.max_gap * 1.01, engine, "step 3", agreed)
     assert refusal.value.rule.startswith("step 3: sampler and trainer differ by 0.0202 nats a token")
     assert cause in refusal.value.rule
     assert fix in refusal.value.fix
@@ -271,13 +273,29 @@ def test_a_gap_names_its_likely_cause(engine: EngineSettings, agreed: bool, caus
 
 def test_a_gap_that_is_no_number_is_no_agreement() -> None:
     with pytest.raises(LabError, match="differ by nan"):
-        check_gap(NAN, VLLM, 0, agreed=False)
+        check_gap(NAN, VLLM, "evaluation", agreed=False)
 
 
 def test_vllm_that_is_not_installed_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(engines, "DISTRIBUTIONS", ("no-such-distribution",))
     with pytest.raises(LabError, match="needs vLLM, which is not installed here"):
         vllm_version()
+
+
+def test_a_server_that_does_not_answer_is_refused_with_how_to_start_it(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(_: object) -> None:
+        raise requests.ConnectionError("can't be reached at http://localhost:8000")
+
+    monkeypatch.setattr(engines, "vllm_version", lambda: "0.0")
+    monkeypatch.setattr(VLLMGeneration, "_init_vllm", unreachable)
+    model, tokenizer = load_policy(lab.spec("vanilla").base)
+    with pytest.raises(LabError, match=r"engine\.url: 'http://localhost:8000'") as refusal:
+        VllmSampler(
+            model, Accelerator(cpu=True), tokenizer, SERVER, max_tokens=8, temperature=1.0, rows=4, stop=[1], seed=0
+        )
+    assert "vllm serve BASE" in refusal.value.fix
 
 
 def test_every_further_column_is_explained() -> None:

@@ -30,9 +30,9 @@ MakeStage = Callable[..., Stage]
 
 @pytest.fixture(scope="module")
 def make(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> MakeStage:
-    def made(arm: str, launcher: str | None = None, **engine: Any) -> Stage:
+    def made(arm: str, launcher: str | None = None, grpo: dict[str, Any] = GRPO, **engine: Any) -> Stage:
         root = tmp_path_factory.mktemp("vllm")
-        copy = lab.copy(root / "lab", {"engine": VLLM | engine, "grpo": GRPO})
+        copy = lab.copy(root / "lab", {"engine": VLLM | engine, "grpo": grpo})
         path = copy.root / "params.yaml"
         params = json.loads(path.read_text())
         params["scales"]["smoke"] |= {"seeds": [1], "launcher": launcher}
@@ -104,14 +104,15 @@ def test_in_float32_the_two_agree_to_rounding_with_a_quarantine_as_well(make: Ma
     assert samples["completion"].str.contains("def ").mean() > 0.5
 
 
-def test_each_process_of_a_run_has_its_vllm(make: MakeStage) -> None:
-    stage = make("vanilla", launcher="configs/accelerate/two_cpus.yaml", dtype="float32")
+def test_each_process_of_a_run_has_its_vllm_and_random_numbers(make: MakeStage) -> None:
+    """One group over two processes: with the same numbers they would write the same answers to the one prompt."""
+    grpo = GRPO | {"steps": 2, "prompts": 1, "samples": 12}
+    stage = make("vanilla", "configs/accelerate/two_cpus.yaml", grpo, dtype="float32")
     stage.finish()
-    assert (steps(stage)["n"] == GRPO["prompts"] * GRPO["samples"]).all()
     assert steps(stage)["sampler_gap"].between(1e-9, 1e-5).all()
-    rows = pd.read_parquet(stage.out / "1/rollouts.parquet")
-    first, second = (rows[rows["group"].isin(groups)]["completion"].tolist() for groups in ((0, 1), (2, 3)))
-    assert first != second, "both draw the same numbers"
+    for _, rows in pd.read_parquet(stage.out / "1/rollouts.parquet").groupby("step"):
+        assert rows["prompt"].nunique() == 1
+        assert rows["completion"].tolist()[:6] != rows["completion"].tolist()[6:]
 
 
 def test_a_killed_run_goes_on_to_the_same_bytes(make: MakeStage, projected: Stage) -> None:
@@ -140,3 +141,4 @@ sample_seed(SampleJob("projected", 1, Path("data/base"), adapter, Path("data/pro
     )  # fmt: skip
     assert done.returncode == 1
     assert "LabError: engine.max_gap: 0.001" in done.stderr
+    assert "rule: evaluation: sampler and trainer differ by" in done.stderr

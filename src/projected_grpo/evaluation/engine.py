@@ -63,7 +63,7 @@ class VllmPolicy:
         rows = [list(ids) for ids in sampled]
         pairs = list(zip(asked, rows, [[token[0] for token in row] for row in logprobs], strict=True))[:CHECKED]
         gaps = torch.cat([(self._log_probs(ask, row) - torch.tensor(said)).abs() for ask, row, said in pairs])
-        check_gap(float(gaps.mean()), self.engine, 0, agreed=False)
+        check_gap(float(gaps.mean()), self.engine, "evaluation", agreed=False)
         return [completion_of(row, self.tokenizer) for row in rows]
 
     @torch.no_grad()

@@ -44,7 +44,7 @@ class SamplerGap:
         mine = [float(gaps.sum()), float(len(gaps)), float(gaps.max()) if len(gaps) else 0.0]
         total, count, largest = ranks.gather(torch.tensor([mine], dtype=torch.double, device=self.device)).unbind(1)
         mean = float(total.sum() / count.sum().clamp(min=1))
-        check_gap(mean, self.engine, step, self.agreed)
+        check_gap(mean, self.engine, f"step {step}", self.agreed)
         self.agreed = self.agreed or bool(count.sum())
         return dict(zip(GAP_COLUMNS, (mean, float(largest.max())), strict=True))
 
