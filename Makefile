@@ -55,7 +55,7 @@ $(VLLM): $(SETUP) requirements-vllm.lock
 
 test-vllm: $(VLLM)
 	@echo "training and evaluation with a real vLLM on the CPU, up to 10 min on 2 cores"
-	@pytest -m vllm
+	@pytest -m vllm tests/training
 
 check: $(SETUP)
 	@echo "format, lint, types: about a minute"
