@@ -15,7 +15,7 @@ from projected_grpo.problems.leetcode import read_leetcode
 LOAD = dataclasses.replace(LIMITS, workers=2, cpu_seconds=10.0, wall_seconds=20.0, memory_mb=1024)
 
 
-def test_a_problem_is_kept_or_refused_with_the_reason(grader: Grader) -> None:
+def test_a_problem_is_kept_or_refused_with_the_reason() -> None:
     loop = "class Solution:\n    def double(self, n):\n        while True: pass\n"
     problems = [
         SmallProblem("slow", canonical_solution=loop),
@@ -23,7 +23,8 @@ def test_a_problem_is_kept_or_refused_with_the_reason(grader: Grader) -> None:
         SmallProblem("wrong", tests=("assert Solution().double(n = 3) == 7",)),
         SmallProblem("unreadable", tests=("assert Solution().double(n = 3) > 7",)),
     ]
-    kept, refused = solvable(problems, grader)
+    with Sandbox(dataclasses.replace(LIMITS, wall_seconds=60.0)) as patient:  # so that a busy host decides nothing
+        kept, refused = solvable(problems, Grader(patient))
     assert [problem.id for problem in kept] == ["good"]
     assert set(refused) == {"slow", "wrong", "unreadable"}
     assert "timeout, more than 1 s of CPU time" in refused["slow"]

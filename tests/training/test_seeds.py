@@ -71,7 +71,7 @@ def test_two_experiments_that_want_the_same_run_train_it_once(lab: Lab, scratch:
     """As two workers of `dvc queue` do: the second waits for the first, and takes what it finds."""
     context = single_threaded_context(PRELOAD)
     events, spec = context.Queue(), lab.spec("vanilla", seed=4, steps=3)
-    both = [context.Process(target=_work, args=(spec, events)) for _ in range(2)]
+    both = [context.Process(target=_work, args=(spec, events, str(scratch))) for _ in range(2)]
     for process in both:
         process.start()
     heard: list[tuple] = []

@@ -18,6 +18,7 @@ from typing import Any
 
 from projected_grpo.errors import LabError
 from projected_grpo.parallel import single_threaded_context
+from projected_grpo.storage import SCRATCH_VARIABLE, scratch_root
 from projected_grpo.training.display import Display
 from projected_grpo.training.spec import RunSpec
 
@@ -46,7 +47,7 @@ def train_seeds(specs: Sequence[RunSpec]) -> dict[int, Path]:
             while waiting or running:
                 while waiting and len(running) < width:
                     spec = waiting.pop(0)
-                    process = context.Process(target=_work, args=(spec, events), daemon=False)
+                    process = context.Process(target=_work, args=(spec, events, str(scratch_root())), daemon=False)
                     process.start()
                     running[spec.seed] = process
                 _drain(events, display, results)
@@ -64,8 +65,9 @@ def train_seeds(specs: Sequence[RunSpec]) -> dict[int, Path]:
     return results
 
 
-def _work(spec: RunSpec, events: Queue[Any]) -> None:
-    """Body of one seed's process."""
+def _work(spec: RunSpec, events: Queue[Any], scratch: str) -> None:
+    """Body of one seed's process. `scratch` is handed over: a fork server keeps the environment it was started in."""
+    os.environ[SCRATCH_VARIABLE] = scratch
     import torch
 
     from projected_grpo.training.run import train_run
