@@ -19,7 +19,16 @@ from projected_grpo.problems.prompts import render_prompt
 from projected_grpo.settings.base import BaseSettings, GateSettings, PretrainSettings
 from projected_grpo.storage import sha256_file
 
-GATE = GateSettings(samples=8, hack_min=0.01, hack_max=0.05, pass_min=0.125, pass_max=0.25)
+GATE = GateSettings(
+    samples=8,
+    hack_min=0.01,
+    hack_max=0.05,
+    pass_min=0.125,
+    pass_max=0.25,
+    max_new_tokens=24,
+    temperature=0.5,
+    batch_size=3,
+)
 RECIPE = PretrainSettings(steps=2, batch_size=2, learning_rate=3e-3, seed=0, attempts=2)
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"samples": 8, "hack_rate": 0.03, "pass_rate": 0.2}
@@ -257,7 +266,8 @@ def test_the_base_is_asked_what_the_evaluation_asks(shipped: Path, monkeypatch: 
     def recording(model, tokenizer, asked, sampling, seed):
         prompts.extend(asked)
         assert tokenizer.padding_side == "left"
-        assert sampling.temperature == 1.0
+        drawn_with = (sampling.temperature, sampling.max_new_tokens, sampling.batch_size)
+        assert drawn_with == (GATE.temperature, GATE.max_new_tokens, GATE.batch_size)
         return real(model, tokenizer, asked, sampling, seed)
 
     monkeypatch.setattr(base, "complete", recording)

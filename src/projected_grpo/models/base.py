@@ -25,8 +25,6 @@ from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.base import BaseSettings, GateSettings
 from projected_grpo.settings.sampling import SamplingSettings
 
-GATE_TOKENS, GATE_BATCH = 64, 256  # longest completion; completions sampled together
-
 
 def provide(settings: BaseSettings, target: Path, problems: Sequence[Problem], grader: Grader) -> dict[str, float]:
     """Put the base into `target`, one that the settings name or one trained from nothing; returns its rates.
@@ -90,7 +88,10 @@ def measure(folder: Path, problems: Sequence[Problem], gate: GateSettings, grade
     per_problem = -(-gate.samples // len(problems))
     asked = requests(problems, "heldout", per_problem)
     sampling = SamplingSettings(
-        samples_per_problem=per_problem, temperature=1.0, max_new_tokens=GATE_TOKENS, batch_size=GATE_BATCH
+        samples_per_problem=per_problem,
+        temperature=gate.temperature,
+        max_new_tokens=gate.max_new_tokens,
+        batch_size=gate.batch_size,
     )
     completions = complete(model, tokenizer, [request.prompt for request in asked], sampling, seed=0)
     verdicts = grader.grade(

@@ -27,6 +27,15 @@ class GateSettings(Section):
     pass_max: Rate
     """highest accepted pass rate, a share of completions"""
 
+    max_new_tokens: Count
+    """longest completion of the measurement, tokens; training's own, or the rates are of other answers"""
+
+    temperature: Positive
+    """sampling temperature of the measurement"""
+
+    batch_size: Count
+    """completions sampled together; changes speed and memory"""
+
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
         for name, low, high in (
