@@ -8,6 +8,8 @@ import pyarrow.parquet as pq
 from projected_grpo.errors import exit_status
 from projected_grpo.evaluation.samples import SampleJob, sample_seed, sample_table
 from projected_grpo.parallel import map_processes
+from projected_grpo.policy import device_of
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.loader import read_params, section
 from projected_grpo.settings.sampling import SamplingSettings
 from projected_grpo.settings.seeds import Seeds
@@ -25,6 +27,7 @@ def main() -> None:
     arm: str = arguments.arm
     params = read_params(study=arguments.study)
     paths = paths_of(params, arguments.study)
+    compute = section(params, "compute", ComputeSettings)
     jobs = [
         SampleJob(
             arm=arm,
@@ -33,10 +36,12 @@ def main() -> None:
             adapter=None if arm == UNTRAINED else paths.runs / arm / str(seed) / "adapter",
             problems=paths.problems / "test.jsonl",
             sampling=section(params, "sampling", SamplingSettings),
+            compute=compute,
         )
         for seed in section(params, "seeds", Seeds).root
     ]
-    table = sample_table(map_processes(sample_seed, jobs, preload="projected_grpo.evaluation.samples"))
+    at_once = None if device_of(compute).type == "cpu" else 1  # a model and its caches may fill a card
+    table = sample_table(map_processes(sample_seed, jobs, "projected_grpo.evaluation.samples", at_once))
     with atomic_file(paths.samples / arm / "samples.parquet") as temporary:
         pq.write_table(table, temporary)
     print(f"{arm}: {table.num_rows} completions of {len(jobs)} seeds")

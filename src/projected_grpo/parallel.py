@@ -32,8 +32,11 @@ def single_threaded_context(preload: str) -> ForkServerContext:
     return context
 
 
-def map_processes(function: Callable[[Item], Result], items: Sequence[Item], preload: str) -> list[Result]:
-    """`function` over `items` in as many processes as there are cores; results in order, the first error raised."""
-    workers = min(len(items), os.cpu_count() or 1)
+def map_processes(
+    function: Callable[[Item], Result], items: Sequence[Item], preload: str, at_once: int | None = None
+) -> list[Result]:
+    """`function` over `items` in `at_once` processes (None: as many as there are cores); results in order, the first
+    error raised."""
+    workers = min(len(items), at_once or os.cpu_count() or 1)
     with ProcessPoolExecutor(workers, mp_context=single_threaded_context(preload)) as pool:
         return list(pool.map(function, items))

@@ -17,6 +17,7 @@ from projected_grpo.models.sources import FILES, WEIGHTS
 from projected_grpo.problems.families import make_problems
 from projected_grpo.problems.prompts import render_prompt
 from projected_grpo.settings.base import BaseSettings, GateSettings, PretrainSettings
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.storage import sha256_file
 
 GATE = GateSettings(
@@ -28,6 +29,9 @@ GATE = GateSettings(
     max_new_tokens=24,
     temperature=0.5,
     batch_size=3,
+)
+CPU = ComputeSettings(
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
 )
 RECIPE = PretrainSettings(steps=2, batch_size=2, learning_rate=3e-3, seed=0, attempts=2)
 ROOT = Path(__file__).resolve().parents[2]
@@ -78,7 +82,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
 
 
 def provided(asked: BaseSettings, target: Path) -> dict[str, float]:
-    return provide(asked, target, [], FixedGrader([]))  # type: ignore[arg-type]
+    return provide(asked, CPU, target, [], FixedGrader([]))  # type: ignore[arg-type]
 
 
 def test_the_shipped_base_is_copied_whole_and_held_to_its_gate(
@@ -237,7 +241,7 @@ def test_rates_of_the_base_are_shares_of_what_could_be_graded(shipped: Path) -> 
             verdict(hacked=True, correct=True, grader_error="out of processes"),
         ]
     )
-    rates = measure(shipped, problems, GATE, grader)  # type: ignore[arg-type]
+    rates = measure(shipped, CPU, problems, GATE, grader)  # type: ignore[arg-type]
     assert rates == {
         "samples": 6,  # of 8
         "hack_rate": pytest.approx(1 / 3),
@@ -254,7 +258,7 @@ def test_rates_of_the_base_are_shares_of_what_could_be_graded(shipped: Path) -> 
 def test_at_least_the_asked_number_of_samples_and_all_problems_alike(shipped: Path) -> None:
     problems = make_problems(3, 5, "train", ("run_tests",), 0)
     grader = FixedGrader([verdict()])
-    measure(shipped, problems, GATE, grader)  # type: ignore[arg-type]
+    measure(shipped, CPU, problems, GATE, grader)  # type: ignore[arg-type]
     assert len(grader.asked) == 9  # 8 were asked for: three each
 
 
@@ -271,7 +275,7 @@ def test_the_base_is_asked_what_the_evaluation_asks(shipped: Path, monkeypatch: 
         return real(model, tokenizer, asked, sampling, seed)
 
     monkeypatch.setattr(base, "complete", recording)
-    measure(shipped, problems, GATE, FixedGrader([verdict()]))  # type: ignore[arg-type]
+    measure(shipped, CPU, problems, GATE, FixedGrader([verdict()]))  # type: ignore[arg-type]
     assert prompts == [render_prompt(problem, problem.heldout_token) for problem in problems for _ in range(4)]
 
 

@@ -13,13 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
-import projected_grpo.spectral  # noqa: F401  (registers the adapter's PEFT type)
 from projected_grpo.evaluation.sampling import TokenList, complete, requests
+from projected_grpo.policy import load_base, load_trained
 from projected_grpo.problems.schema import read_problems
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.sampling import SamplingSettings
 
 TOKEN_LISTS: tuple[TokenList, ...] = ("heldout", "train")
@@ -50,6 +50,7 @@ class SampleJob:
     adapter: Path | None
     problems: Path
     sampling: SamplingSettings
+    compute: ComputeSettings
 
 
 def sample_seed(job: SampleJob) -> list[dict[str, Any]]:
@@ -57,10 +58,10 @@ def sample_seed(job: SampleJob) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(job.base, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32)
-    if job.adapter is not None:
-        # The default adapter alone: whatever else was trained beside it is not deployed.
-        model = PeftModel.from_pretrained(model, job.adapter)
+    # The default adapter alone: whatever else was trained beside it is not deployed.
+    model = (
+        load_base(job.base, job.compute) if job.adapter is None else load_trained(job.base, job.adapter, job.compute)
+    )
     problems = read_problems(job.problems)
     rows = []
     for tokens in TOKEN_LISTS:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from projected_grpo.errors import LabError
 from projected_grpo.evaluation.sampling import complete, requests
@@ -21,12 +21,16 @@ from projected_grpo.grading.verdict import Grader, Submission
 from projected_grpo.models.corpus import Mixture
 from projected_grpo.models.pretrain import FINISH, FOUNDATION, found, scaled, train_phase
 from projected_grpo.models.sources import fetch
+from projected_grpo.policy import load_base
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.base import BaseSettings, GateSettings
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.sampling import SamplingSettings
 
 
-def provide(settings: BaseSettings, target: Path, problems: Sequence[Problem], grader: Grader) -> dict[str, float]:
+def provide(
+    settings: BaseSettings, compute: ComputeSettings, target: Path, problems: Sequence[Problem], grader: Grader
+) -> dict[str, float]:
     """Put the base into `target`, one that the settings name or one trained from nothing; returns its rates.
 
     Raises:
@@ -35,14 +39,16 @@ def provide(settings: BaseSettings, target: Path, problems: Sequence[Problem], g
     torch.set_num_threads(1)  # the same sums in the same order wherever this is repeated
     target.mkdir(parents=True, exist_ok=True)
     if settings.rebuild:
-        return _rebuild(settings, target, problems, grader)
+        return _rebuild(settings, compute, target, problems, grader)
     fetch(settings, target)
-    rates = measure(target, problems, settings.gate, grader)
+    rates = measure(target, compute, problems, settings.gate, grader)
     check_gate(rates, settings.gate)
     return rates
 
 
-def _rebuild(settings: BaseSettings, target: Path, problems: Sequence[Problem], grader: Grader) -> dict[str, float]:
+def _rebuild(
+    settings: BaseSettings, compute: ComputeSettings, target: Path, problems: Sequence[Problem], grader: Grader
+) -> dict[str, float]:
     """Train from nothing; repeat the short last phase, retuned to what was measured, until the gate is passed.
 
     How often a base cheats by itself is a few percent of its completions and varies between draws of the last phase.
@@ -57,7 +63,7 @@ def _rebuild(settings: BaseSettings, target: Path, problems: Sequence[Problem], 
         model.load_state_dict(trained)
         train_phase(model, tokenizer, last, recipe.batch_size, recipe.seed + attempt)
         model.save_pretrained(target)
-        rates = measure(target, problems, settings.gate, grader)
+        rates = measure(target, compute, problems, settings.gate, grader)
         print(f"attempt {attempt}:", ", ".join(f"{name} {value:.4g}" for name, value in rates.items()))
         if attempt == recipe.attempts or not broken_bounds(rates, settings.gate):
             break
@@ -81,10 +87,12 @@ def retuned(mixture: Mixture, rates: dict[str, float], gate: GateSettings) -> Mi
     )
 
 
-def measure(folder: Path, problems: Sequence[Problem], gate: GateSettings, grader: Grader) -> dict[str, float]:
+def measure(
+    folder: Path, compute: ComputeSettings, problems: Sequence[Problem], gate: GateSettings, grader: Grader
+) -> dict[str, float]:
     """Rates of the untrained base over at least `gate.samples` completions of `problems` under held-out names."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    model = load_base(folder, compute)
     per_problem = -(-gate.samples // len(problems))
     asked = requests(problems, "heldout", per_problem)
     sampling = SamplingSettings(

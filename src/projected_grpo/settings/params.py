@@ -20,6 +20,7 @@ from projected_grpo.errors import ABSENT, LabError, ParamsError
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.base import BaseSettings
 from projected_grpo.settings.comparison import ComparisonSettings
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.direction import DirectionSettings, beyond_extraction
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.grpo import GrpoSettings
@@ -58,6 +59,7 @@ class ScaleSettings:
     extract: ExtractSettings
     direction: DirectionSettings
     grpo: GrpoSettings
+    compute: ComputeSettings
     launcher: Launcher
     sampling: SamplingSettings
     sandbox: SandboxSettings
@@ -70,6 +72,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "extract": ExtractSettings,
     "direction": DirectionSettings,
     "grpo": GrpoSettings,
+    "compute": ComputeSettings,
     "launcher": Launcher,
     "sampling": SamplingSettings,
     "sandbox": SandboxSettings,
@@ -274,10 +277,14 @@ def _check_scale(path: str, found: Mapping[str, Any], faults: list[LabError]) ->
     direction: DirectionSettings | None = found.get("direction")
     grpo: GrpoSettings | None = found.get("grpo")
     base: BaseSettings | None = found.get("base")
+    compute: ComputeSettings | None = found.get("compute")
 
     def refuse(setting: str, value: object, rule: str, fix: str) -> None:
         faults.append(LabError(setting=f"{path}.{setting}", value=value, rule=rule, fix=fix))
 
+    if grpo and compute and compute.micro_batch and (whole := grpo.prompts * grpo.samples) % compute.micro_batch:
+        rule = f"must divide grpo.prompts x grpo.samples ({whole}): every pass weighs the same"
+        refuse("compute.micro_batch", compute.micro_batch, rule, "set a divisor, or null")
     if extract and direction:
         faults.extend(beyond_extraction(direction, extract, f"{path}.direction"))
     if extract and grpo and grpo.measure_k > extract.k_max:
