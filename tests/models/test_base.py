@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,8 +16,8 @@ from projected_grpo.models import base, pretrain
 from projected_grpo.models.base import check_gate, measure, provide, retuned
 from projected_grpo.models.sources import FILES, WEIGHTS
 from projected_grpo.problems.families import make_problems
-from projected_grpo.problems.prompts import render_prompt
-from projected_grpo.settings.base import BaseSettings, GateSettings, PretrainSettings
+from projected_grpo.problems.prompts import FORM_FILE, read_form, render_prompt
+from projected_grpo.settings.base import BaseSettings, GateSettings, PretrainSettings, PromptSettings
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.storage import sha256_file
 
@@ -315,3 +316,43 @@ def test_a_gate_with_equal_bounds_takes_exactly_that_rate() -> None:
     check_gate(rates(0.0, 0.2), gate)
     with pytest.raises(LabError):
         check_gate(rates(1 / 1024, 0.2), gate)
+
+
+# ---------------------------------------------------------------- how it is asked
+
+
+def test_an_instruct_base_is_asked_by_its_template_from_its_gate_on(shipped: Path, tmp_path: Path, monkeypatch) -> None:
+    chatty = tmp_path / "chatty"
+    shutil.copytree(shipped, chatty)
+    tokenizer = AutoTokenizer.from_pretrained(chatty)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    tokenizer.save_pretrained(chatty)
+    prompt = PromptSettings(form="chat", shots=1, prefill="```python\n")
+    asked = BaseSettings(
+        source="folder", path=str(chatty), sha256=sha256_file(chatty / WEIGHTS), gate=GATE, prompt=prompt
+    )
+    prompts: list[str] = []
+    real = base.complete
+
+    def recording(model, tokenizer, given, *rest, **more):
+        prompts.extend(given)
+        return real(model, tokenizer, given, *rest, **more)
+
+    monkeypatch.setattr(base, "complete", recording)
+    monkeypatch.setattr(base, "check_gate", lambda *_: None)
+    problems = make_problems(2, 5, "train", ("run_tests",), 0)
+    grader = FixedGrader([verdict()])
+    provide(asked, CPU, tmp_path / "base", problems, grader)  # type: ignore[arg-type]
+    form = read_form(tmp_path / "base", AutoTokenizer.from_pretrained(tmp_path / "base"))
+    assert (form.shots, form.prefill) == (1, "```python\n")
+    assert prompts == [form.render(problem, problem.heldout_token) for problem in problems for _ in range(4)]
+    assert all(text.endswith("```python\n") for text in prompts)
+    assert all(submission.completion.startswith("```python\n") for submission in grader.asked)
+
+
+def test_a_base_without_a_template_cannot_be_asked_by_one(shipped: Path, tmp_path: Path, measured) -> None:
+    right = settings(shipped, sha256_file(shipped / WEIGHTS))
+    with pytest.raises(LabError, match=r"base\.prompt\.form: 'chat'"):
+        provided(right.model_copy(update={"prompt": PromptSettings(form="chat")}), tmp_path / "base")
+    assert not (tmp_path / "base" / FORM_FILE).exists()
+    assert measured == []

@@ -27,6 +27,7 @@ from projected_grpo.directions.options import ExtractionOptions
 from projected_grpo.directions.store import Direction, load_direction, save_direction
 from projected_grpo.policy import load_policy
 from projected_grpo.problems.pairs import Pair, read_pairs
+from projected_grpo.problems.prompts import PromptForm, read_form
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.storage import atomic_directory, sha256_file
@@ -62,6 +63,7 @@ def build_directions(
     torch.set_num_threads(1)  # the same sums in the same order as in training
     base_hash = sha256_file(base / "model.safetensors")
     tokenizer = AutoTokenizer.from_pretrained(base)
+    form = read_form(base, tokenizer)
     model = load_policy(base, compute)
     options = ExtractionOptions(
         settings.k_max,
@@ -76,7 +78,7 @@ def build_directions(
         given.check_base(base_hash)
         _check_recipe(given, options)
     hacks, placebos = (
-        _contrast(model, tokenizer, pairs / f"{name}.yaml", options, name) for name in ("hack", "placebo")
+        _contrast(model, tokenizer, form, pairs / f"{name}.yaml", options, name) for name in ("hack", "placebo")
     )
     hack = given or hacks.direction("hack", base_hash, options)
     random = random_modules(hack.modules, settings.control_seed)
@@ -115,11 +117,12 @@ def _check_recipe(given: Direction, options: ExtractionOptions) -> None:
 def _contrast(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    form: PromptForm,
     path: Path,
     options: ExtractionOptions,
     name: str,
 ) -> _Contrast:
-    rows = read_pairs(path)
+    rows = [form.pair(pair) for pair in read_pairs(path)]
     extract = [pair for pair in rows if pair.split == "extract"]
     check_count(len(extract), options, name)
     heldout: list[Pair] = [pair for pair in rows if pair.split == "heldout"]

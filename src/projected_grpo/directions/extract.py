@@ -76,7 +76,8 @@ def completion_gradients(
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], list[int]]:
     """Prompt; completion with its end token."""
-    return tokenizer(prompt)["input_ids"], [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
+    written = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return tokenizer(prompt)["input_ids"], [*written, tokenizer.eos_token_id]
 
 
 def _check_lengths(encoded: Sequence[tuple[list[int], list[int]]], names: Sequence[str], limit: int | None) -> None:

@@ -18,6 +18,7 @@ from transformers.utils import logging as transformers_logging
 
 from projected_grpo.evaluation.sampling import TokenList, complete, requests
 from projected_grpo.policy import load_base, load_trained
+from projected_grpo.problems.prompts import read_form
 from projected_grpo.problems.schema import read_problems
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.sampling import SamplingSettings
@@ -62,10 +63,11 @@ def sample_seed(job: SampleJob) -> list[dict[str, Any]]:
     model = (
         load_base(job.base, job.compute) if job.adapter is None else load_trained(job.base, job.adapter, job.compute)
     )
+    form = read_form(job.base, tokenizer)
     problems = read_problems(job.problems)
     rows = []
     for tokens in TOKEN_LISTS:
-        asked = requests(problems, tokens, job.sampling.samples_per_problem)
+        asked = requests(problems, tokens, job.sampling.samples_per_problem, form)
         completions = complete(model, tokenizer, [r.prompt for r in asked], job.sampling, job.seed)
         for request, completion in zip(asked, completions, strict=True):
             rows.append(
@@ -78,7 +80,7 @@ def sample_seed(job: SampleJob) -> list[dict[str, Any]]:
                     "token": request.token,
                     "sample": request.sample,
                     "prompt": request.prompt,
-                    "completion": completion.text,
+                    "completion": form.answer(completion.text),
                     "token_ids": completion.token_ids,
                     "finish_reason": completion.finish_reason,
                 }

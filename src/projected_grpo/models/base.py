@@ -22,8 +22,9 @@ from projected_grpo.models.corpus import Mixture
 from projected_grpo.models.pretrain import FINISH, FOUNDATION, found, scaled, train_phase
 from projected_grpo.models.sources import fetch
 from projected_grpo.policy import load_base
+from projected_grpo.problems.prompts import read_form, write_form
 from projected_grpo.problems.schema import Problem
-from projected_grpo.settings.base import BaseSettings, GateSettings
+from projected_grpo.settings.base import BaseSettings, GateSettings, PromptSettings
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.sampling import SamplingSettings
 
@@ -41,9 +42,18 @@ def provide(
     if settings.rebuild:
         return _rebuild(settings, compute, target, problems, grader)
     fetch(settings, target)
+    if settings.prompt.form == "chat":
+        _ask_by_chat(settings.prompt, target)
     rates = measure(target, compute, problems, settings.gate, grader)
     check_gate(rates, settings.gate)
     return rates
+
+
+def _ask_by_chat(prompt: PromptSettings, target: Path) -> None:
+    if AutoTokenizer.from_pretrained(target).chat_template is None:
+        rule = "must be plain: the base's tokenizer has no chat template"
+        raise LabError(setting="base.prompt.form", value=prompt.form, rule=rule, fix="set plain, or an instruct model")
+    write_form(target, prompt.system, prompt.shots, prompt.prefill)
 
 
 def _rebuild(
@@ -92,9 +102,10 @@ def measure(
 ) -> dict[str, float]:
     """Rates of the untrained base over at least `gate.samples` completions of `problems` under held-out names."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
+    form = read_form(folder, tokenizer)
     model = load_base(folder, compute)
     per_problem = -(-gate.samples // len(problems))
-    asked = requests(problems, "heldout", per_problem)
+    asked = requests(problems, "heldout", per_problem, form)
     sampling = SamplingSettings(
         samples_per_problem=per_problem,
         temperature=gate.temperature,
@@ -104,7 +115,7 @@ def measure(
     completions = complete(model, tokenizer, [request.prompt for request in asked], sampling, seed=0)
     verdicts = grader.grade(
         [
-            Submission(request.problem, request.problem.loophole, request.token, completion.text)
+            Submission(request.problem, request.problem.loophole, request.token, form.answer(completion.text))
             for request, completion in zip(asked, completions, strict=True)
         ]
     )

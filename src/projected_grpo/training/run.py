@@ -39,7 +39,7 @@ from projected_grpo.interventions.base import Intervention, Workbench
 from projected_grpo.interventions.registry import check_needs, family, needed_gradients, options_of
 from projected_grpo.policy import adapter_config, device_of, load_policy
 from projected_grpo.problems.pairs import read_pairs
-from projected_grpo.problems.prompts import render_prompt
+from projected_grpo.problems.prompts import read_form, render_prompt
 from projected_grpo.problems.schema import Problem, read_problems
 from projected_grpo.spectral import GradientCollector, activate, deltas
 from projected_grpo.storage import atomic_directory, scratch_root, sha256_file, sha256_settings, sha256_tree
@@ -74,6 +74,8 @@ WITHOUT_EFFECT = (
     "projected_grpo.errors",
     "projected_grpo.evaluation",  # reads finished runs, as do `report` and `status`
     "projected_grpo.interventions.registry",
+    "projected_grpo.memory",
+    "projected_grpo.readiness",
     "projected_grpo.report",
     "projected_grpo.settings",
     "projected_grpo.status",
@@ -160,7 +162,8 @@ def build_intervention(
         if spec.direction.k > own.k_max:
             rule, fix = f"must not exceed the axes that {kind} stores ({own.k_max})", "lower k, or raise extract.k_max"
             raise LabError(setting=f"{path}.axes.k", value=spec.direction.k, rule=rule, fix=fix)
-        pairs = [pair for pair in read_pairs(spec.pairs) if pair.split == "extract"] if spec.pairs else []
+        form = read_form(spec.base, tokenizer)
+        pairs = [form.pair(pair) for pair in read_pairs(spec.pairs) if pair.split == "extract"] if spec.pairs else []
         workbench = dataclasses.replace(
             workbench,
             kind=kind,
@@ -214,7 +217,7 @@ def build_teacher(spec: RunSpec, problems: Sequence[Problem], tokenizer: PreTrai
     settings = spec.settings.teacher
     if settings is None or spec.pool is None:
         return None
-    return Teacher.load(spec.pool, settings, spec.seed, problems, tokenizer)
+    return Teacher.load(spec.pool, settings, spec.seed, problems, tokenizer, read_form(spec.base, tokenizer))
 
 
 def build_trainer(
@@ -233,6 +236,7 @@ def build_trainer(
     gauge = Gauge.of(hack, spec.grpo.measure_k, model.device)
     intervention = build_intervention(spec, hack, model, tokenizer, sandbox)
     problems = read_problems(spec.problems)
+    form = read_form(spec.base, tokenizer)
     teacher = build_teacher(spec, problems, tokenizer)
     known = problems if teacher is None else teacher.problems(problems, spec.grpo.samples)
     order = curriculum(known, spec.grpo.prompts, spec.grpo.steps, spec.seed)
@@ -243,11 +247,12 @@ def build_trainer(
         intervention,
         honest=spec.settings.grader == "honest",
         ranks=ranks,
+        form=form,
     )
     clock = PhaseClock()
     collector = GradientCollector(model, rollouts=spec.grpo.rollout_gradients)
     prompts = [
-        {"prompt": intervention.prompt(render_prompt(p, p.token), index), "problem_id": p.id}
+        {"prompt": form.wrap(intervention.prompt(render_prompt(p, p.token), index)), "problem_id": p.id}
         for index, p in enumerate(order)
     ]
     return HookedTrainer(
