@@ -20,6 +20,7 @@ from projected_grpo.errors import ABSENT, LabError, ParamsError
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.base import BaseSettings
 from projected_grpo.settings.comparison import ComparisonSettings
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.direction import DirectionSettings, beyond_extraction
 from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.settings.extract import ExtractSettings
@@ -60,6 +61,7 @@ class ScaleSettings:
     direction: DirectionSettings
     grpo: GrpoSettings
     engine: EngineSettings
+    compute: ComputeSettings
     launcher: Launcher
     sampling: SamplingSettings
     sandbox: SandboxSettings
@@ -73,6 +75,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "direction": DirectionSettings,
     "grpo": GrpoSettings,
     "engine": EngineSettings,
+    "compute": ComputeSettings,
     "launcher": Launcher,
     "sampling": SamplingSettings,
     "sandbox": SandboxSettings,
@@ -279,6 +282,7 @@ def _check_scale(path: str, found: Mapping[str, Any], faults: list[LabError]) ->
     base: BaseSettings | None = found.get("base")
     engine: EngineSettings | None = found.get("engine")
     seeds, launcher = found.get("seeds"), found.get("launcher")
+    compute: ComputeSettings | None = found.get("compute")
 
     def refuse(setting: str, value: object, rule: str, fix: str) -> None:
         faults.append(LabError(setting=f"{path}.{setting}", value=value, rule=rule, fix=fix))
@@ -287,6 +291,12 @@ def _check_scale(path: str, found: Mapping[str, Any], faults: list[LabError]) ->
         rule = "must be transformers where several seeds run side by side: one vLLM holds the weights of one run"
         fix = "name a launcher, which runs them one after another, or a single seed"
         refuse("engine.kind", engine.kind, rule, fix)
+    if engine and engine.kind == "vllm" and compute and compute.generate_batch:
+        rule = "must be null with vllm, which schedules what it samples together by itself"
+        refuse("compute.generate_batch", compute.generate_batch, rule, "set null")
+    if grpo and compute and compute.micro_batch and (whole := grpo.prompts * grpo.samples) % compute.micro_batch:
+        rule = f"must divide grpo.prompts x grpo.samples ({whole}): every pass weighs the same"
+        refuse("compute.micro_batch", compute.micro_batch, rule, "set a divisor, or null")
     if extract and direction:
         faults.extend(beyond_extraction(direction, extract, f"{path}.direction"))
     if extract and grpo and grpo.measure_k > extract.k_max:
