@@ -106,7 +106,7 @@ def test_a_full_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_another_version_is_told(tmp_path: Path) -> None:
     lock = tmp_path / "lock"
     lock.write_text("# a word\ntorch==2.13.0\ntrl==1.16.0\n")
-    found = {"torch": "2.13.0", "trl": "1.17.0"}
+    found = {"torch": "2.13.0+cpu", "trl": "1.17.0"}
     assert readiness.versions_beside(lock, found) == ["trl 1.17.0, pinned 1.16.0"]
 
 

@@ -190,11 +190,13 @@ def _model(base: BaseSettings, root: Path) -> tuple[str, str]:
 
 
 def versions_beside(lock: Path, found: Mapping[str, str]) -> list[str]:
-    """Libraries whose version is another than the lock's: results would be others."""
+    """Libraries whose version is another than the lock's, whose results would be others. The device that a build is for
+    (`+cpu`) is no part of the version."""
     if not lock.is_file():
         return []
     pinned = dict(line.split("==") for line in lock.read_text(encoding="utf-8").split() if "==" in line)
-    return [f"{name} {found[name]}, pinned {pin}" for name, pin in pinned.items() if found.get(name, pin) != pin]
+    here = {name: found[name].partition("+")[0] for name in pinned if name in found}
+    return [f"{name} {here[name]}, pinned {pin}" for name, pin in pinned.items() if here.get(name, pin) != pin]
 
 
 def cores() -> int:
