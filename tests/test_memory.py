@@ -152,6 +152,10 @@ def test_portions_and_processes_make_the_parts_smaller() -> None:
     assert parts.sampling["logits of sampling"] * 4 == whole.sampling["logits of sampling"]
     assert parts.resident == whole.resident
     assert whole.peak == sum(whole.resident.values()) + max(sum(whole.sampling.values()), sum(whole.update.values()))
+    paired = estimate(shape, GRPO, compute(micro_batch=2), prompt_tokens=10, pair_tokens=(3000, 1000))
+    assert paired.extraction["activations of pairs"] == activations(shape, 2 * 4000, compute())
+    assert paired.extraction["logits of pairs"] == 2 * 1000 * shape.vocabulary * 16
+    assert paired.peak == sum(paired.resident.values()) + sum(paired.extraction.values())
     assert parts.peak < whole.peak
 
 

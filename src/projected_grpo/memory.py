@@ -1,9 +1,10 @@
 """How much memory training takes on one device, by part, from the shapes in config.json: arithmetic, nothing is loaded.
 
-Resident parts live through a whole step. Beside them either sampling's parts live or those of the update, so that the
-peak is the resident ones and the larger of the two. Weights, factors, optimizer and cache are exact; activations are
-the tensors that autograd keeps in a transformer with gated MLPs and fused attention, logits those of TRL's chunks. What
-an allocator loses between tensors is not counted: leave a tenth free.
+Resident parts live through a whole step. Beside them sampling's parts live, or those of the update, or those of an
+extraction of V from pairs, so that the peak is the resident ones and the largest of the three. Weights, factors,
+optimizer and cache are exact; activations are the tensors that autograd keeps in a transformer with gated MLPs and
+fused attention, logits those of TRL's chunks. What an allocator loses between tensors is not counted: leave a tenth
+free.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from projected_grpo.directions.options import TEXTS_PER_PASS
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.grpo import GrpoSettings
 
@@ -100,24 +102,34 @@ class Estimate:
     resident: Mapping[str, int]
     sampling: Mapping[str, int]
     update: Mapping[str, int]
+    extraction: Mapping[str, int]
 
     @property
     def peak(self) -> int:
         """At the worst moment of a step."""
-        return sum(self.resident.values()) + max(sum(self.sampling.values()), sum(self.update.values()))
+        moments = (self.sampling, self.update, self.extraction)
+        return sum(self.resident.values()) + max(sum(parts.values()) for parts in moments)
 
 
 def estimate(
-    shape: Shape, grpo: GrpoSettings, compute: ComputeSettings, prompt_tokens: int, axes: int = 0, processes: int = 1
+    shape: Shape,
+    grpo: GrpoSettings,
+    compute: ComputeSettings,
+    prompt_tokens: int,
+    pair_tokens: tuple[int, int] = (0, 0),
+    axes: int = 0,
+    processes: int = 1,
 ) -> Estimate:
     """Of one process that trains.
 
-    prompt_tokens: of the longest prompt. axes: k of the arm's V, beside the one that every arm is measured with.
+    prompt_tokens: of the longest prompt. pair_tokens: of the longest pair's prompt and of its answer. axes: k of the
+    arm's V, beside the one that every arm is measured with.
     """
     width = WIDTH[compute.dtype]
     share = grpo.prompts * grpo.samples // processes
     rows, together = compute.micro_batch or share, compute.generate_batch or share
     length = prompt_tokens + grpo.max_new_tokens
+    texts, kept = compute.micro_batch or TEXTS_PER_PASS, compute.model_copy(update={"checkpointing": False})
     rollouts = grpo.prompts * grpo.samples * shape.ranks * FLOAT32 if grpo.rollout_gradients else 0
     return Estimate(
         resident={
@@ -135,6 +147,11 @@ def estimate(
             "activations": activations(shape, rows * length, compute),
             "logits of training": logits_of_training(shape, rows * grpo.max_new_tokens),
             "gradients by rollout": rollouts,
+        },
+        extraction={
+            "activations of pairs": activations(shape, texts * sum(pair_tokens), kept),
+            # As the model makes them, in float32, their log-probabilities and the gradient of these.
+            "logits of pairs": texts * pair_tokens[1] * shape.vocabulary * (width + 3 * FLOAT32),
         },
     )
 

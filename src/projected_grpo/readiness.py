@@ -29,6 +29,7 @@ GIB = 2**30
 SPARE = 0.1  # of what is free: what an allocator loses between tensors
 # Of a long prompt; a worked example takes as much as an embedded one.
 PROMPT_TOKENS = {"embedded": 96, "leetcode": 1024}
+ANSWER_TOKENS = 128  # of a long answer of a contrastive pair
 
 # Of models that need not be here yet; a checkpoint that is here says its own.
 SHAPES = {
@@ -66,7 +67,20 @@ class Needs:
     @property
     def prompt_tokens(self) -> int:
         """What a long prompt takes, roughly."""
-        return PROMPT_TOKENS[self.problems.source] + self.base.prompt.shots * PROMPT_TOKENS["embedded"]
+        return PROMPT_TOKENS[self.problems.source] + self._shown
+
+    @property
+    def pair_tokens(self) -> tuple[int, int]:
+        """What the prompt of a long contrastive pair takes, and its answer; pairs are of the embedded kind."""
+        return PROMPT_TOKENS["embedded"] + self._shown, ANSWER_TOKENS
+
+    @property
+    def _shown(self) -> int:
+        return self.base.prompt.shots * PROMPT_TOKENS["embedded"]
+
+    def estimate(self, shape: Shape) -> Estimate:
+        """Memory of a run of one seed, by part."""
+        return estimate(shape, self.grpo, self.compute, self.prompt_tokens, self.pair_tokens, self.direction.k)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,11 +126,11 @@ def check_memory(needs: Needs, device: Device | None, shape: Shape | None, cores
     lines = [f"device    {device.name}: {device.free / GIB:.1f} GiB free"]
     if shape is None:
         return [*lines, "memory    no estimate: the base's shape is not known before its checkpoint is here"], []
-    found = estimate(shape, needs.grpo, needs.compute, needs.prompt_tokens, needs.direction.k)
+    found = needs.estimate(shape)
     runs = side_by_side(needs, cores)
     many = f", of {runs} seeds side by side" if runs > 1 else ""
     lines.append(f"memory    estimate {found.peak * runs / GIB:.1f} GiB at the peak{many} (docs/scaling.md):")
-    for moment in ("resident", "sampling", "update"):
+    for moment in ("resident", "sampling", "update", "extraction"):
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in getattr(found, moment).items() if size)
         lines.append(f"          {moment}: {parts}")
     if found.peak * runs <= (1 - SPARE) * device.free:
@@ -128,9 +142,10 @@ def _smaller(needs: Needs, found: Estimate, runs: int) -> str:
     """The setting that takes most off the peak."""
     if runs > 1:
         return "train one seed at a time (set a launcher), or fewer seeds"
-    if sum(found.sampling.values()) >= sum(found.update.values()):
+    sampling, update, extraction = (sum(x.values()) for x in (found.sampling, found.update, found.extraction))
+    if sampling >= max(update, extraction):
         return f"lower compute.generate_batch ({needs.compute.generate_batch or 'all at once'})"
-    if not needs.compute.checkpointing:
+    if update > extraction and not needs.compute.checkpointing:
         return "set compute.checkpointing: true, or lower compute.micro_batch"
     return f"lower compute.micro_batch ({needs.compute.micro_batch or 'all at once'})"
 
@@ -149,7 +164,7 @@ def check_disk(needs: Needs, shape: Shape | None, root: Path) -> Report:
     free = shutil.disk_usage(root).free
     if shape is None:
         return [f"disk      {free / GIB:.1f} GiB free"], []
-    resident = estimate(shape, needs.grpo, needs.compute, needs.prompt_tokens).resident
+    resident = needs.estimate(shape).resident
     wanted = 2 * resident["weights"]  # as downloaded, and as the stage's output
     wanted += resident["factors"] if needs.compute.keep_factors else 0
     wanted += 2 * resident["deltas and optimizer"] * len(needs.seeds.root)  # the two newest resume points

@@ -110,9 +110,10 @@ def test_clean_is_the_span_of_the_clean_answers_own_gradients(built, tokenizer) 
 
 def test_every_direction_but_random_knows_its_recipe(inputs: Path, tmp_path: Path) -> None:
     chosen = settings().model_copy(update={"loss": "token_mean", "tau_axis": 0.2, "control_seed": 5})
-    build_directions(chosen, CPU, TOKENS, inputs / "base", inputs / "pairs", tmp_path / "out")
+    portions = CPU.model_copy(update={"micro_batch": 3})
+    build_directions(chosen, portions, TOKENS, inputs / "base", inputs / "pairs", tmp_path / "out")
     loaded = {name: load_direction(tmp_path / "out" / f"{name}.safetensors") for name in FILES}
-    recipe = ExtractionOptions(4, TOKENS, loss="token_mean", tau_axis=0.2, label_seed=5)
+    recipe = ExtractionOptions(4, TOKENS, batch_size=3, loss="token_mean", tau_axis=0.2, label_seed=5)
     rows = {
         "hack": "difference",
         "placebo": "difference",

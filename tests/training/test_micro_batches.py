@@ -14,6 +14,7 @@ from same_run import BOTH, FILES, GRPO, STRICT, assert_same_run, replay, sampled
 from training_lab import Lab, silent
 from trl import GRPOTrainer
 
+from projected_grpo.directions.extract import pad_right
 from projected_grpo.storage import SCRATCH_VARIABLE
 from projected_grpo.training import run as run_module
 from projected_grpo.training.spec import RunSpec
@@ -60,6 +61,19 @@ def test_recomputed_activations_give_the_same_gradients(
     one = result(spec)
     monkeypatch.setattr(GRPOTrainer, "_generate_single_turn", replay(sampled(one)))
     assert_same_run(one, result(in_portions(spec, checkpointing=True, micro_batch=6)), FILES)
+
+
+def test_pairs_are_read_in_portions_during_a_run_too(lab: Lab, scratch: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert scratch
+    sizes: list[int] = []
+
+    def pad(encoded: Sequence[Any], token: int) -> Any:
+        sizes.append(len(encoded))
+        return pad_right(encoded, token)
+
+    monkeypatch.setattr("projected_grpo.directions.extract.pad_right", pad)
+    result(in_portions(lab.spec("guarded", block=STRICT, **GRPO), micro_batch=3))
+    assert max(sizes) == 3
 
 
 def test_rollouts_sampled_in_portions_fill_the_step(lab: Lab, scratch: Path) -> None:

@@ -23,7 +23,7 @@ from projected_grpo.directions.extract import (
     random_modules,
     sign_accuracy,
 )
-from projected_grpo.directions.options import ExtractionOptions
+from projected_grpo.directions.options import TEXTS_PER_PASS, ExtractionOptions
 from projected_grpo.directions.store import Direction, load_direction, save_direction
 from projected_grpo.policy import load_policy
 from projected_grpo.problems.pairs import Pair, read_pairs
@@ -68,6 +68,7 @@ def build_directions(
     options = ExtractionOptions(
         settings.k_max,
         loss_denominator,
+        compute.micro_batch or TEXTS_PER_PASS,
         loss=settings.loss,
         tau_axis=settings.tau_axis,
         centred=settings.centred,

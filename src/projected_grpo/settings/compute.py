@@ -17,8 +17,8 @@ class ComputeSettings(Section):
     """of the frozen weights, their factors and the activations; delta, its gradient and its moments are float32"""
 
     micro_batch: Count | None
-    """completions in one forward and backward pass of a process; a step adds up as many passes as it takes. A divisor
-    of what each process has of a step; null: all at once"""
+    """completions in one forward and backward pass of a process, in training and in extraction; a step adds up as many
+    passes as it takes. A divisor of what each process has of a step; null: all at once (20 in extraction)"""
 
     generate_batch: Count | None
     """rollouts that a process samples together: what the cache of keys and values must hold; null: all at once"""

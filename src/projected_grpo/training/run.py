@@ -30,6 +30,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
+from projected_grpo.directions.options import TEXTS_PER_PASS
 from projected_grpo.directions.sources import direction_source, energy_reference, mean_differences
 from projected_grpo.directions.store import Direction, load_direction
 from projected_grpo.engines import vllm_version
@@ -157,7 +158,8 @@ def build_intervention(
     """
     path = f"arms.{spec.arm}"
     check_needs(spec.settings, spec.grpo)
-    workbench = Workbench(model, tokenizer, sandbox, spec.seed)
+    texts = spec.compute.micro_batch or TEXTS_PER_PASS
+    workbench = Workbench(model, tokenizer, sandbox, spec.seed, texts_per_pass=texts)
     if spec.direction is not None and spec.own_direction is not None:
         kind = spec.settings.direction
         assert kind is not None
