@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,6 +11,7 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from gloo_ranks import in_ranks, join
 from same_run import BOTH, FILES, GRPO, STRICT, Completions, assert_same_run, replay, sampled
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
@@ -22,7 +21,7 @@ from trl import GRPOTrainer
 
 from projected_grpo.errors import LabError
 from projected_grpo.interventions.base import DEFAULT, Intervention, Parts, Rollouts, StepGradients
-from projected_grpo.parallel import SINGLE_THREADED, single_threaded_context
+from projected_grpo.parallel import SINGLE_THREADED
 from projected_grpo.policy import load_policy
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.compute import ComputeSettings
@@ -43,33 +42,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """`single_threaded_context` sets these for its processes; put them back."""
     for name, value in SINGLE_THREADED.items():
         monkeypatch.setenv(name, value)
-
-
-def join(index: int, count: int, port: int, **more: str) -> None:
-    """The environment in which `accelerate launch` starts a rank."""
-    os.environ |= {
-        "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **more,
-    }  # fmt: skip
-    torch.set_num_threads(1)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def in_ranks(body: Callable[..., None], *arguments: object, count: int = 2) -> None:
-    """Run body(index, count, port, *arguments) in `count` processes; none may fail."""
-    context = single_threaded_context("projected_grpo.training.run")
-    port = free_port()
-    ranks = [context.Process(target=body, args=(index, count, port, *arguments)) for index in range(count)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(600)
-    assert [rank.exitcode for rank in ranks] == [0] * count
 
 
 def one_rank(index: int, count: int, port: int, spec: RunSpec, scratch: str, completions: Completions) -> None:
