@@ -30,6 +30,7 @@ from projected_grpo.settings.loader import (
     Params,
     active_scale,
     did_you_mean,
+    in_study,
     parse,
     read_params,
     unknown_name,
@@ -138,7 +139,7 @@ def check(path: str | Path = "params.yaml") -> LabSettings:
         if len(found) == len(SECTIONS):
             scales[str(name)] = ScaleSettings(**found)
 
-    studies = _studies(params, scale, names, path, faults) if scale is not None and not faults else {}
+    studies = _studies(params, scale, names, Path(path).parent, faults) if scale is not None and not faults else {}
 
     if faults:
         raise ParamsError(faults)
@@ -198,7 +199,7 @@ def _sections(params: Params, scale: str, faults: list[LabError]) -> dict[str, A
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _studies(params: Params, scale: str, arms: list[str], path: str | Path, faults: list[LabError]) -> dict[str, Study]:
+def _studies(params: Params, scale: str, arms: list[str], root: Path, faults: list[LabError]) -> dict[str, Study]:
     """Every study as a changed scale, checked: shape, arms, rules across sections, files."""
     studies: dict[str, Study] = {}
     blocks = params.get("studies", {})
@@ -218,9 +219,9 @@ def _studies(params: Params, scale: str, arms: list[str], path: str | Path, faul
         for arm in study.arms:
             if arm not in arms:
                 faults.append(unknown_name(f"{setting}.arms", arm, arms, "must name an arm"))
-        found = _sections(read_params(path, str(name)), scale, faults)
+        found = _sections(in_study(params, str(name)), scale, faults)
         _check_scale(setting, found, faults)
-        _check_files(setting, found, Path(path).parent, faults)
+        _check_files(setting, found, root, faults)
         if len(found) == len(SECTIONS):
             studies[name] = Study(study.arms, ScaleSettings(**found))
     return studies
