@@ -29,16 +29,19 @@ os.environ.update(SINGLE_THREADED)  # before torch is imported
 
 import pandas as pd
 import torch
+from transformers import AutoTokenizer
 from transformers.utils import logging as transformers_logging
 
 from projected_grpo.directions.extract import extract_modules
 from projected_grpo.directions.options import ExtractionOptions
 from projected_grpo.directions.store import Direction, save_direction
+from projected_grpo.policy import load_policy
 from projected_grpo.problems.families import make_problems
 from projected_grpo.problems.pairs import dump_pairs, read_pairs, select
 from projected_grpo.problems.schema import write_problems
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.base import BaseSettings
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.direction import DirectionSettings
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.grpo import GrpoSettings
@@ -46,7 +49,7 @@ from projected_grpo.settings.loader import Params, parse, read_params
 from projected_grpo.settings.problems import ProblemsSettings
 from projected_grpo.settings.sandbox import SandboxSettings
 from projected_grpo.storage import SCRATCH_VARIABLE, sha256_file
-from projected_grpo.training.run import load_policy, train_run
+from projected_grpo.training.run import train_run
 from projected_grpo.training.spec import RunSpec
 
 WORK = ("generate", "grade", "forward_backward", "optimizer", "refresh")
@@ -66,7 +69,8 @@ def make_inputs(params: Params, root: Path) -> None:
     extract = parse(params, f"{SCALE}.extract", ExtractSettings)
     pairs = select(read_pairs(Path(extract.pairs)), "hack", "extract", extract.bodies)
     (root / "pairs.yaml").write_text(dump_pairs(pairs))
-    model, tokenizer = load_policy(root / "base")
+    model = load_policy(root / "base", parse(params, f"{SCALE}.compute", ComputeSettings))
+    tokenizer = AutoTokenizer.from_pretrained(root / "base")
     tokens = parse(params, f"{SCALE}.grpo", GrpoSettings).max_new_tokens
     options = ExtractionOptions(extract.k_max, tokens)
     modules = extract_modules(model, tokenizer, pairs, options)
@@ -85,6 +89,7 @@ def run_spec(params: Params, arm: str, root: Path, cycle: int, cycles: int) -> R
         seed=1,
         settings=settings,
         grpo=grpo.model_copy(update={"steps": 1 + cycles * cycle, "save_every": cycle, "probe_every": cycle}),
+        compute=parse(params, f"{SCALE}.compute", ComputeSettings),
         sandbox=parse(params, f"{SCALE}.sandbox", SandboxSettings),
         direction=direction.model_copy(update={"refresh_every": cycle}) if acts else None,
         base=root / "base",

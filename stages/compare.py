@@ -73,6 +73,7 @@ def measured(settings: ComparisonSettings, hypotheses: Hypotheses) -> tuple[Evid
         check_pairing(results[settings.reference].hacks, result.hacks)
     seeds = {arm: list(result.hacks.seeds) for arm, result in results.items() if arm != BASE_ARM}
     steps = curves.read_steps(RUNS, seeds)
+    curves.check_budget(RUNS, seeds)
     return gather(results, steps, settings.confidence), steps
 
 

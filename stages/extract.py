@@ -5,6 +5,7 @@ import sys
 
 from projected_grpo.directions.build import build_directions
 from projected_grpo.errors import LabError, exit_status
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.settings.loader import read_params, section
@@ -18,9 +19,10 @@ def main() -> None:
     params = read_params(study=study)
     paths = paths_of(params, study)
     settings = section(params, "extract", ExtractSettings)
+    compute = section(params, "compute", ComputeSettings)
     tokens = section(params, "grpo", GrpoSettings).max_new_tokens
     try:
-        figures = build_directions(settings, tokens, paths.base, paths.pairs, paths.directions)
+        figures = build_directions(settings, compute, tokens, paths.base, paths.pairs, paths.directions)
     except (ValueError, FloatingPointError) as error:  # too few pairs, another base, a completion without a loss
         raise LabError(
             setting="extract", value=settings.pairs, rule=str(error), fix="change extract.k_max or the pairs"

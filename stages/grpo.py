@@ -7,6 +7,7 @@ from pathlib import Path
 
 from projected_grpo.errors import ParamsError
 from projected_grpo.settings.arms import ArmSettings, direction_of
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.direction import DirectionSettings
 from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.settings.grpo import GrpoSettings
@@ -28,6 +29,7 @@ def spec(params: Params, name: str, arm: ArmSettings, seed: int, paths: Paths) -
         seed=seed,
         settings=arm,
         grpo=section(params, "grpo", GrpoSettings),
+        compute=section(params, "compute", ComputeSettings),
         sandbox=section(params, "sandbox", SandboxSettings),
         direction=direction_of(arm, section(params, "direction", DirectionSettings), f"arms.{name}")
         if arm.direction

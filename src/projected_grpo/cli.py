@@ -63,11 +63,12 @@ def validate(
 @app.command()
 def doctor(
     params: Annotated[Path, typer.Option(help="Settings to judge by, if the file exists.")] = Path("params.yaml"),
+    scale: Annotated[str | None, typer.Option(help="Judge by this block of `scales`, down to its memory.")] = None,
 ) -> None:
-    """Say what this host offers and whether the selected scale can run on it; exit with 1 if not."""
+    """Say what this host offers and whether a scale can run on it; exit with 1 if not."""
     from projected_grpo.doctor import examine
 
-    diagnosis = examine(params)
+    diagnosis = examine(params, scale)
     typer.echo(str(diagnosis))
     if not diagnosis.go:
         raise typer.Exit(1)

@@ -1,7 +1,7 @@
 """`projected-grpo doctor`: what this host offers, and whether the selected scale can run on it.
 
-Nothing is loaded to find out: torch's version comes from its metadata. The sandbox is opened for real, since what a
-kernel allows is known only by trying.
+No model is loaded to find out; torch is, where the scale may use a GPU. The sandbox is opened for real, since what a
+kernel allows is known only by trying. What the scale needs beyond that: `readiness`.
 """
 
 from __future__ import annotations
@@ -15,9 +15,10 @@ import sys
 import tempfile
 from pathlib import Path
 
+from projected_grpo import readiness
 from projected_grpo.errors import LabError
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits, SandboxUnavailable
-from projected_grpo.settings.loader import active_scale, read_params, section
+from projected_grpo.settings.loader import Params, active_scale, read_params, section
 from projected_grpo.settings.sandbox import SandboxSettings
 
 LIBRARIES = ("torch", "transformers", "trl", "peft")
@@ -40,14 +41,19 @@ class Diagnosis:
         return "\n".join([*self.lines, verdict])
 
 
-def examine(params: str | os.PathLike[str] = "params.yaml") -> Diagnosis:
-    """Look at the host, and at `params` if that file exists; never raises for what it finds."""
+def examine(params: str | os.PathLike[str] = "params.yaml", scale: str | None = None) -> Diagnosis:
+    """Look at the host, and at `params` if that file exists; never raises for what it finds.
+
+    scale: the block of `scales` to judge by, in place of the active one, and all that it needs of this host.
+    """
     parts = [_host(), _libraries()]
+    content: Params = {}
     selected, where = None, f"no {os.fspath(params)} here, so weak isolation counts as not allowed"
     obstacles = []
     if Path(params).exists():
         try:
             content = read_params(params)
+            content = content if scale is None else {**content, "scale": scale}
             selected = section(content, "sandbox", SandboxSettings)
             where = f"scale {active_scale(content)}: sandbox.allow_weak is {str(selected.allow_weak).lower()}"
         except LabError as error:
@@ -55,10 +61,45 @@ def examine(params: str | os.PathLike[str] = "params.yaml") -> Diagnosis:
             obstacles.append(f"correct {error.setting}: {error.rule} (`projected-grpo validate` shows all faults)")
     parts.append(_sandbox(selected is not None and selected.allow_weak))
     parts.append(Diagnosis((f"settings  {where}",), tuple(obstacles)))
+    if scale is not None and not obstacles:
+        parts.append(_scale(content, Path(params).resolve().parent) if selected else _nothing_to_judge(params))
     return Diagnosis(
         tuple(line for part in parts for line in part.lines),
         tuple(obstacle for part in parts for obstacle in part.obstacles),
     )
+
+
+def _scale(params: Params, root: Path) -> Diagnosis:
+    """Whether this host bears the active scale of `params`, whose files lie under `root`."""
+    try:
+        needs = readiness.Needs.of(params)
+    except LabError as error:
+        return Diagnosis((), (f"correct {error.setting}: {error.rule} (`projected-grpo validate` shows all faults)",))
+    cores, shape = readiness.cores(), readiness.shape_of(needs.base, root)
+    device = readiness.device_of(needs.compute, int(_free_memory_gib() * readiness.GIB))
+    reports = [
+        readiness.check_memory(needs, device, shape, cores),
+        readiness.check_grading(needs, cores),
+        readiness.check_disk(needs, shape, root),
+        readiness.check_inputs(needs, root),
+    ]
+    versions = {name: importlib.metadata.version(name) for name in LIBRARIES if _installed(name)}
+    beside = readiness.versions_beside(root / "requirements-training.lock", versions)
+    lines = [line for found, _ in reports for line in found]
+    lines.append(f"versions  {'; '.join(beside) or 'as pinned'}{': results will be others' if beside else ''}")
+    return Diagnosis(tuple(lines), tuple(obstacle for _, found in reports for obstacle in found))
+
+
+def _nothing_to_judge(params: str | os.PathLike[str]) -> Diagnosis:
+    return Diagnosis((), (f"run where {os.fspath(params)} is: a scale is a block of it",))
+
+
+def _installed(name: str) -> bool:
+    try:
+        importlib.metadata.version(name)
+    except importlib.metadata.PackageNotFoundError:
+        return False
+    return True
 
 
 def _host() -> Diagnosis:
@@ -91,9 +132,9 @@ def _free_disk_gib(path: str) -> float:
 def _libraries() -> Diagnosis:
     found, absent = [], []
     for name in LIBRARIES:
-        try:
+        if _installed(name):
             found.append(f"{name} {importlib.metadata.version(name)}")
-        except importlib.metadata.PackageNotFoundError:
+        else:
             absent.append(name)
     obstacles = (f"install {', '.join(absent)} (`make setup`)",) if absent else ()
     return Diagnosis((f"libraries {', '.join(found) or 'none of those that train'}",), obstacles)

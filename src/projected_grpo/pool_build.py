@@ -23,7 +23,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from projected_grpo.errors import ABSENT, LabError
 from projected_grpo.problems.loopholes import LOOPHOLES
-from projected_grpo.problems.prompts import render_prompt
+from projected_grpo.problems.prompts import PromptForm, read_form
 from projected_grpo.problems.rows import Kind, read_rows
 from projected_grpo.problems.schema import Problem, read_problems
 from projected_grpo.training.pool import TeacherPool, TeacherRollout
@@ -50,6 +50,7 @@ UNMATCHED = "other problem, loophole or disclosed name"
 UNGRADED = "grader error"
 NOT_STUDENT = "a teacher's"
 NOT_CANONICAL = "sampled as other tokens than its text gives"
+OTHER_BEGINNING = "not begun as every answer of this base is"
 EQUAL = "equal text"
 
 
@@ -117,17 +118,20 @@ def build(
     _check(sources, target, loopholes, last_steps)
     known = _problems(problems)
     tokenizer = _tokenizer(model)
+    form = read_form(model, tokenizer)
     left_out: Counter[str] = Counter()
     newest = Newest(per_problem, left_out)
     matched = 0
     for source in sources:
         before = matched
         found = (
-            _of_run(source, known, last_steps, left_out) if source.is_dir() else _of_original(source, known, left_out)
+            _of_run(source, known, form, last_steps, left_out)
+            if source.is_dir()
+            else _of_original(source, known, left_out)
         )
         while batch := list(itertools.islice(found, BATCH)):
             matched += len(batch)
-            for rollout in _with_tokens(_chosen(batch, only, loopholes), tokenizer, left_out):
+            for rollout in _with_tokens(_chosen(batch, only, loopholes), tokenizer, form, left_out):
                 newest.add(rollout)
         if matched == before:
             reasons = [reason for reason in sorted(left_out) if reason not in (NOT_CANONICAL, EQUAL)]
@@ -139,7 +143,7 @@ def build(
         rule = f"must leave completions; {matched} match the problems, none of them these options"
         raise LabError(setting="only, loophole", value=[only, *loopholes], rule=rule, fix="choose more")
     pool = TeacherPool(kept, str(target))
-    pool.check_tokens(tokenizer, {problem.id: render_prompt(problem, problem.token) for problem in known.values()})
+    pool.check_tokens(tokenizer, form, {key: form.render(problem, problem.token) for key, problem in known.items()})
     pool.save(target)
     return Built(pool, left_out)
 
@@ -175,7 +179,7 @@ def _tokenizer(model: Path) -> PreTrainedTokenizerBase:
 
 
 def _of_run(
-    folder: Path, problems: Mapping[str, Problem], last_steps: int | None, left_out: Counter[str]
+    folder: Path, problems: Mapping[str, Problem], form: PromptForm, last_steps: int | None, left_out: Counter[str]
 ) -> Iterator[Found]:
     """What a run's own policy wrote, in the order it was sampled.
 
@@ -198,7 +202,7 @@ def _of_run(
         elif problem is None or (row["loophole"], row["token"]) != (problem.loophole, problem.token):
             left_out[UNMATCHED] += 1
         else:
-            _check_prompt(path, row, problem)
+            _check_prompt(path, row, form.render(problem, problem.token))
             verdict = {name: row[name] for name in VERDICT}
             yield Found(problem, row["completion"], tuple(row["token_ids"]), **verdict)
 
@@ -234,11 +238,10 @@ def _check_grader(folder: Path) -> None:
             return
 
 
-def _check_prompt(path: Path, row: Mapping[str, Any], problem: Problem) -> None:
+def _check_prompt(path: Path, row: Mapping[str, Any], now: str) -> None:
     """A cached completion is put under the prompt as it is rendered now, so it must have answered that one."""
-    now = render_prompt(problem, problem.token)
     if row["prompt"] != now:
-        rule = f"must be the prompt of {problem.id} as it is rendered now, {now!r}: its completion answers another one"
+        rule = f"must be the prompt of {row['problem_id']} as it is rendered now, {now!r}: it answers another one"
         fix = "name a run whose arm changes no prompt, trained with these problems; or train it again"
         raise LabError(setting=f"{path}: step {row['step']}: prompt", value=row["prompt"], rule=rule, fix=fix)
 
@@ -302,17 +305,20 @@ def _chosen(found: Iterable[Found], only: Only, loopholes: Sequence[str]) -> lis
 
 
 def _with_tokens(
-    found: Sequence[Found], tokenizer: PreTrainedTokenizerBase, left_out: Counter[str]
+    found: Sequence[Found], tokenizer: PreTrainedTokenizerBase, form: PromptForm, left_out: Counter[str]
 ) -> list[TeacherRollout]:
     """Ids as the tokenizer makes them of the text. A completion that was sampled as others is left out: it would be
     other data than what was graded, and could not be checked against drift."""
-    if not found:
+    fitting = [one for one in found if one.completion.startswith(form.prefill)]
+    if len(fitting) < len(found):
+        left_out[OTHER_BEGINNING] += len(found) - len(fitting)
+    prompts = {one.problem.id: form.render(one.problem, one.problem.token) for one in fitting}
+    if not fitting:
         return []
-    prompts = {one.problem.id: render_prompt(one.problem, one.problem.token) for one in found}
     prompt_ids = dict(zip(prompts, tokenizer(list(prompts.values()))["input_ids"], strict=True))
-    texts = tokenizer([one.completion for one in found], add_special_tokens=False)["input_ids"]
+    texts = tokenizer([form.written(one.completion) for one in fitting], add_special_tokens=False)["input_ids"]
     rollouts = []
-    for one, ids in zip(found, texts, strict=True):
+    for one, ids in zip(fitting, texts, strict=True):
         ended = (*ids, tokenizer.eos_token_id)
         sampled = ended if one.token_ids is None else one.token_ids  # text from outside is taken to have ended
         if not sampled or sampled not in (ended, tuple(ids)):

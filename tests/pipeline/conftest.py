@@ -2,9 +2,10 @@
 
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
-from scratch_lab import copy_pipeline, record_as_done
+from scratch_lab import change_params, copy_pipeline, record_as_done
 
 KEPT = (
     "src",
@@ -22,8 +23,18 @@ KEPT = (
 @pytest.fixture(scope="session")
 def done_lab(tmp_path_factory: pytest.TempPathFactory) -> Path:
     root = copy_pipeline(tmp_path_factory.mktemp("lab") / "lab")
+    change_params(root, main_pipeline_only)
     record_as_done(root)
     return root
+
+
+def main_pipeline_only(params: dict[str, Any]) -> None:
+    """Without what the main pipeline does not read: DVC reads the file anew for every stage."""
+    roles = params["comparison"]
+    arms = {roles["treatment"], roles["reference"], roles["honest"], *roles["controls"]}
+    params["arms"] = {name: arm for name, arm in params["arms"].items() if name in arms}
+    params["scales"] = {name: scale for name, scale in params["scales"].items() if name in ("micro", "smoke")}
+    params["studies"] = {}
 
 
 @pytest.fixture

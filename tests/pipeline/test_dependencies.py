@@ -18,25 +18,26 @@ NUMERICS = {"peft", "torch", "transformers", "trl"}  # what trained numbers depe
 TRAINED = ("grpo_", "extract", "base_model", "sample@")  # stages that run the model
 
 
-def code_dependencies() -> dict[str, tuple[str, set[str]]]:
-    """Stage -> (its command, its dependencies on code)."""
-    with Repo(str(ROOT)) as repo:
-        return {
-            stage.name: (stage.cmd, {dep.def_path for dep in stage.deps if _is_code(dep.def_path)})
-            for stage in main_stages(repo)
-        }
-
-
-def main_stages(repo: Repo) -> list[PipelineStage]:
+def main_stages() -> list[PipelineStage]:
     """Those of dvc.yaml; a pipeline in a folder of its own has tests of its own."""
-    return [stage for stage in repo.index.stages if Path(stage.path) == ROOT / "dvc.yaml"]
+    with Repo(str(ROOT)) as repo:
+        return list(repo.stage.collect(str(ROOT / "dvc.yaml")))
 
 
-def _is_code(path: str | None) -> bool:
-    return path is not None and path.split("/")[0] in ("src", "stages")
+def code_dependencies(stage: PipelineStage) -> set[str]:
+    return {path for path in paths(stage) if path.split("/")[0] in ("src", "stages")}
 
 
-STAGES = code_dependencies()
+def paths(stage: PipelineStage) -> set[str]:
+    return {dep.def_path for dep in stage.deps if not isinstance(dep, ParamsDependency)}
+
+
+def parameters(stage: PipelineStage) -> set[str]:
+    return {name for dep in stage.deps if isinstance(dep, ParamsDependency) for name in dep.params}
+
+
+COLLECTED = {stage.name: stage for stage in main_stages()}  # once: DVC takes seconds to read the lock
+STAGES = {name: (stage.cmd, code_dependencies(stage)) for name, stage in COLLECTED.items()}
 
 
 def needed_files(command: str) -> set[str]:
@@ -80,9 +81,7 @@ def test_lists_exactly_the_settings_it_reads(stage):
     read, arm = sections_read(command)
     if arm and arm["intervention"] == "measure":
         read.discard("direction")  # read only by arms that act on one
-    with Repo(str(ROOT)) as repo:
-        [found] = [found for found in main_stages(repo) if found.name == stage]
-        params = {name for dep in found.deps if isinstance(dep, ParamsDependency) for name in dep.params}
+    params = parameters(COLLECTED[stage])
     assert {name.split(".")[2] for name in params if name.startswith("scales.")} == read
     assert ("scale" in params) == bool(read), "a section is found by the name of the scale"
 
@@ -138,10 +137,9 @@ def test_every_arm_of_the_comparison_has_its_stages():
 
 
 def test_validate_is_upstream_of_everything():
-    with Repo(str(ROOT)) as repo:
-        for stage in main_stages(repo):
-            if stage.name != "validate":
-                assert "data/validated.json" in {dep.def_path for dep in stage.deps}, stage.name
+    for name, stage in COLLECTED.items():
+        if name != "validate":
+            assert "data/validated.json" in paths(stage), name
 
 
 class TestTrainingLock:
@@ -153,8 +151,7 @@ class TestTrainingLock:
         assert pins(ROOT / TRAINING_LOCK) == {name: whole[name] for name in NUMERICS}
 
     def test_is_listed_by_every_stage_that_runs_the_model(self):
-        with Repo(str(ROOT)) as repo:
-            users = {stage.name for stage in main_stages(repo) if TRAINING_LOCK in {dep.def_path for dep in stage.deps}}
+        users = {name for name, stage in COLLECTED.items() if TRAINING_LOCK in paths(stage)}
         assert users == {stage for stage in STAGES if stage.startswith(TRAINED)}
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 from projected_grpo.errors import LabError
-from projected_grpo.report.curves import alignment_table, band, read_steps, smoothed, training_table
+from projected_grpo.report.curves import alignment_table, band, check_budget, read_steps, smoothed, training_table
 
 COLUMNS = ("step", "hacked", "correct", "alignment_signed", "alignment", "alignment_null", "share_removed")
 
@@ -89,3 +89,17 @@ def test_a_missing_run_a_missing_column_and_unequal_steps_are_refused(tmp_path: 
         read_steps(tmp_path, {"a": [1], "long": [1]})
     with pytest.raises(LabError, match="no run"):
         read_steps(tmp_path, {})
+
+
+def test_arms_that_had_unequal_numbers_of_completions_are_not_compared(tmp_path: Path):
+    for arm, counts in {"vanilla": (48, 48), "projected": (48, 47)}.items():
+        for seed, count in enumerate(counts, start=1):
+            (tmp_path / arm / str(seed)).mkdir(parents=True)
+            pd.DataFrame({"step": range(count)}).to_parquet(tmp_path / arm / str(seed) / "rollouts.parquet")
+    check_budget(tmp_path, {"vanilla": [1, 2], "projected": [1]})
+    with pytest.raises(LabError, match="47 completions") as refusal:
+        check_budget(tmp_path, {"vanilla": [1], "projected": [1, 2]})
+    assert refusal.value.setting == str(tmp_path / "projected/2/rollouts.parquet")
+    assert "vanilla/1/rollouts.parquet: 48" in refusal.value.rule
+    with pytest.raises(LabError, match="no such file"):
+        check_budget(tmp_path, {"random": [1]})

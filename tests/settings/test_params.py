@@ -132,6 +132,17 @@ ONE_FAULT: dict[str, tuple[Spoil, str, object, str, str]] = {
         ),
         "scales.micro.direction.k", 17, "must not exceed extract.k_max (16)", "lower k",
     ),
+    "passes of unequal size": (
+        lambda p: p["scales"]["micro"]["compute"].update(micro_batch=7),
+        "scales.micro.compute.micro_batch", 7, "must divide grpo.prompts x grpo.samples", "set a divisor",
+    ),
+    "portions for vllm": (
+        lambda p: (
+            p["scales"]["micro"].update(engine={"kind": "vllm"}, seeds=[1]),
+            p["scales"]["micro"]["compute"].update(generate_batch=8),
+        ),
+        "scales.micro.compute.generate_batch", 8, "must be null with vllm", "set null",
+    ),
     "measure_k over k_max": (
         lambda p: (
             p["scales"]["micro"]["grpo"].update(measure_k=17),

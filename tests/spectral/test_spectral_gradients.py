@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed as dist
-import torch.multiprocessing
+from gloo_ranks import in_ranks, join
 from peft import PeftModel, get_peft_model
 from tiny_qwen3 import NAMES, MakeAdapted, perturb, tiny_qwen3, with_quarantine
 from torch import Tensor, nn
@@ -275,22 +275,22 @@ def one_step(model: nn.Module, ids: Tensor, sources: Tensor, group: object = Non
     return {"delta": flat, "sources": torch.cat([rows.flatten() for rows in result.by_source.values()])}
 
 
-def worker(rank: int, folder: str, ids: Tensor) -> None:
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
-    rows = slice(0, 3) if rank == 0 else slice(3, 5)
+def one_of_two(index: int, count: int, port: int, folder: str, ids: Tensor) -> None:
+    join(index, count, port)
+    dist.init_process_group("gloo")
+    rows = slice(0, 3) if index == 0 else slice(3, 5)
     model = get_peft_model(tiny_qwen3(), SpectralConfig(task_type="CAUSAL_LM"))
     perturb(model)
     wrapped = nn.parallel.DistributedDataParallel(copy.deepcopy(model))
     found = one_step(model, ids[rows], SOURCES[rows], dist.group.WORLD)
     averaged = one_step(wrapped, ids[rows], SOURCES[rows])
-    torch.save({"summed": found, "averaged": averaged}, f"{folder}/{rank}.pt")
+    torch.save({"summed": found, "averaged": averaged}, f"{folder}/{index}.pt")
     dist.destroy_process_group()
 
 
 def test_two_processes_make_the_step_of_one(tmp_path: Path, make_adapted: MakeAdapted, batch: Tensor) -> None:
     alone = one_step(make_adapted(), batch, SOURCES)
-    torch.multiprocessing.spawn(worker, (str(tmp_path), batch), nprocs=2)
+    in_ranks(one_of_two, str(tmp_path), batch)
     for rank in (0, 1):
         found = torch.load(tmp_path / f"{rank}.pt")
         check(found["summed"]["delta"], alone["delta"])

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from trl import GRPOConfig
 
+from projected_grpo.errors import LabError
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.training.config import grpo_config
 
@@ -33,6 +35,10 @@ SETTINGS = GrpoSettings(
     rollout_gradients=True,
     probe_every=0,
 )  # no two alike, none a default: a mix-up shows
+
+COMPUTE = ComputeSettings(
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=9, checkpointing=False, keep_factors=False
+)
 
 FROM_SETTINGS = {
     "max_steps": 41,
@@ -131,7 +137,7 @@ HARMLESS = {
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> GRPOConfig:
-    return grpo_config(SETTINGS, seed=3, output_dir=tmp_path_factory.mktemp("config"))
+    return grpo_config(SETTINGS, COMPUTE, seed=3, output_dir=tmp_path_factory.mktemp("config"))
 
 
 def test_the_recipe_is_set_whatever_trl_would_choose(config: GRPOConfig) -> None:
@@ -153,7 +159,40 @@ def test_nothing_else_deviates_from_trl(config: GRPOConfig) -> None:
 
 
 def test_checkpoints_go_where_the_run_says(tmp_path: Path) -> None:
-    assert grpo_config(SETTINGS, seed=3, output_dir=tmp_path).output_dir == str(tmp_path)
+    assert grpo_config(SETTINGS, COMPUTE, seed=3, output_dir=tmp_path).output_dir == str(tmp_path)
+
+
+# ---------------------------------------------------------------- in portions, and over processes
+
+
+@pytest.mark.parametrize(("micro_batch", "processes", "passes"), [(7, 1, 5), (35, 1, 1), (None, 5, 1), (1, 5, 7)])
+def test_a_step_is_dealt_over_processes_and_passes(
+    tmp_path: Path, micro_batch: int | None, processes: int, passes: int
+) -> None:
+    compute = COMPUTE.model_copy(update={"micro_batch": micro_batch})
+    config = grpo_config(SETTINGS, compute, 3, tmp_path, processes)
+    assert config.per_device_train_batch_size * passes * processes == 35
+    # Sampled once per step: other passes than the first would be off-policy, and their ratio no longer 1.
+    assert (config.gradient_accumulation_steps, config.steps_per_generation) == (passes, passes)
+
+
+def test_passes_of_unequal_size_are_refused(tmp_path: Path) -> None:
+    compute = COMPUTE.model_copy(update={"micro_batch": 5})
+    with pytest.raises(LabError, match=r"compute\.micro_batch: 5\n.*5 processes has \(7\)"):
+        grpo_config(SETTINGS, compute, 3, tmp_path, processes=5)
+
+
+def test_activations_are_kept_unless_asked_otherwise(tmp_path: Path) -> None:
+    config = grpo_config(SETTINGS, COMPUTE.model_copy(update={"checkpointing": True}), 3, tmp_path)
+    # Reentrant, a block's backward pass would come in a graph of its own, and find no hooks of ours.
+    assert (config.gradient_checkpointing, config.gradient_checkpointing_kwargs) == (True, {"use_reentrant": False})
+
+
+def test_the_recipe_runs_where_the_settings_say(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(LabError, match=r"compute\.device: 'cuda'"):
+        grpo_config(SETTINGS, COMPUTE.model_copy(update={"device": "cuda"}), 3, tmp_path)
+    assert grpo_config(SETTINGS, COMPUTE.model_copy(update={"device": "auto"}), 3, tmp_path).use_cpu
 
 
 def _default(field: dataclasses.Field) -> object:

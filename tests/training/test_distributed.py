@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
-import socket
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,7 +11,8 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from safetensors.torch import load_file
+from gloo_ranks import in_ranks, join
+from same_run import BOTH, FILES, GRPO, STRICT, Completions, assert_same_run, replay, sampled
 from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
@@ -22,19 +21,20 @@ from trl import GRPOTrainer
 
 from projected_grpo.errors import LabError
 from projected_grpo.interventions.base import DEFAULT, Intervention, Parts, Rollouts, StepGradients
-from projected_grpo.parallel import SINGLE_THREADED, single_threaded_context
+from projected_grpo.parallel import SINGLE_THREADED
+from projected_grpo.policy import load_policy
 from projected_grpo.problems.schema import Problem
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.spectral import GradientCollector, deltas
 from projected_grpo.storage import SCRATCH_VARIABLE
 from projected_grpo.training import run as run_module
 from projected_grpo.training.pool import TeacherRollout
 from projected_grpo.training.ranks import Ranks
 from projected_grpo.training.spec import RunSpec
-from projected_grpo.training.trainer import HookedTrainer
 
-Completions = dict[int, list[list[int]]]  # step -> token ids of its rows
-
-GRPO = {"steps": 2, "prompts": 3, "samples": 4, "save_every": 2, "reward_format": 1.0}
+CPU = ComputeSettings(
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
+)
 
 
 @pytest.fixture(autouse=True)
@@ -42,45 +42,6 @@ def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """`single_threaded_context` sets these for its processes; put them back."""
     for name, value in SINGLE_THREADED.items():
         monkeypatch.setenv(name, value)
-
-
-def replay(completions: Completions) -> Callable[..., Any]:
-    """In place of TRL's sampling: what the rows of this rank that no teacher has written are to say."""
-
-    def generate(trainer: HookedTrainer, asked: list[list[int]], *_: Any, **__: Any) -> Any:
-        cached = trainer._cached
-        mine = trainer.ranks.rows(len(asked) + len(cached))
-        said = completions[trainer.state.global_step]
-        return [said[row] for place, row in enumerate(mine) if place not in cached], None
-
-    return generate
-
-
-def join(index: int, count: int, port: int, **more: str) -> None:
-    """The environment in which `accelerate launch` starts a rank."""
-    os.environ |= {
-        "RANK": str(index), "LOCAL_RANK": str(index), "WORLD_SIZE": str(count), "LOCAL_WORLD_SIZE": str(count),
-        "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), **more,
-    }  # fmt: skip
-    torch.set_num_threads(1)
-
-
-def free_port() -> int:
-    with socket.socket() as listener:
-        listener.bind(("127.0.0.1", 0))
-        return int(listener.getsockname()[1])
-
-
-def in_ranks(body: Callable[..., None], *arguments: object, count: int = 2) -> None:
-    """Run body(index, count, port, *arguments) in `count` processes; none may fail."""
-    context = single_threaded_context("projected_grpo.training.run")
-    port = free_port()
-    ranks = [context.Process(target=body, args=(index, count, port, *arguments)) for index in range(count)]
-    for rank in ranks:
-        rank.start()
-    for rank in ranks:
-        rank.join(600)
-    assert [rank.exitcode for rank in ranks] == [0] * count
 
 
 def one_rank(index: int, count: int, port: int, spec: RunSpec, scratch: str, completions: Completions) -> None:
@@ -98,32 +59,6 @@ def train_spread(spec: RunSpec, scratch: Path, completions: Completions, body: C
     in_ranks(body, spec, str(scratch), completions)
     [result] = scratch.glob("runs/*/result")
     return result / "run"
-
-
-def sampled(run: Path) -> Completions:
-    rows = pd.read_parquet(run / "rollouts.parquet")
-    return {int(step): [list(ids) for ids in group["token_ids"]] for step, group in rows.groupby("step")}
-
-
-def assert_same_run(one: Path, spread: Path, adapters: Sequence[str]) -> None:
-    """Adapters to 1e-5, and every figure and every rollout: Adam forgives a gradient of twice the size."""
-    for name in adapters:
-        expected, got = (load_file(run / "adapter" / name) for run in (one, spread))
-        assert expected.keys() == got.keys()
-        for module, delta in expected.items():
-            torch.testing.assert_close(got[module], delta, rtol=0, atol=1e-5)
-        assert any(delta.abs().max() > 1e-2 for delta in expected.values()), "nothing was learned"
-    steps, steps_spread = (pd.read_csv(run / "steps.csv") for run in (one, spread))
-    assert (steps["grad_norm_before"] > 0).all()
-    pd.testing.assert_frame_equal(steps_spread, steps, rtol=1e-3, atol=1e-5)
-    rows, rows_spread = (pd.read_parquet(run / "rollouts.parquet") for run in (one, spread))
-    assert rows["advantage"].any()
-    pd.testing.assert_frame_equal(rows_spread, rows, rtol=1e-3, atol=1e-5)
-
-
-FILES = ("adapter_model.safetensors",)
-BOTH = (*FILES, "quarantine/adapter_model.safetensors")
-STRICT = {"intervention": "guarded", "direction": "hack", "options": {"threshold": -9.0}}  # leaves out all it may
 
 
 def train_both_ways(spec: RunSpec, scratch: Path, adapters: Sequence[str] = FILES) -> pd.DataFrame:
@@ -296,7 +231,7 @@ def one_shard(index: int, count: int, port: int, sharded_deltas: bool) -> None:
     join(index, count, port)
     torch.distributed.init_process_group("gloo")
     tokens = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(1))
-    whole, parts = (run_module.load_policy(ROOT / "data/shipped/micro")[0] for _ in range(2))
+    whole, parts = (load_policy(ROOT / "data/shipped/micro", CPU) for _ in range(2))
     for model in (whole, parts):
         with torch.no_grad():
             for delta in deltas(model).values():

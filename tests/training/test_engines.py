@@ -14,7 +14,7 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor
 from training_lab import Lab, dense_weights, silent
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from trl.generation.vllm_generation import VLLMGeneration
 
 from projected_grpo import columns, engines
@@ -22,12 +22,13 @@ from projected_grpo.engines import VllmSampler, check_gap, vllm_version
 from projected_grpo.errors import LabError
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE
+from projected_grpo.policy import load_policy
 from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.spectral import SpectralConfig, activate, deltas
 from projected_grpo.training import engines as training_engines
 from projected_grpo.training.engines import GAP_COLUMNS, SamplerGap
 from projected_grpo.training.ranks import Ranks
-from projected_grpo.training.run import STEP_COLUMNS, build_trainer, load_policy, run_key, train_run
+from projected_grpo.training.run import STEP_COLUMNS, build_trainer, run_key, train_run
 from projected_grpo.training.spec import RunSpec
 
 VLLM = EngineSettings(kind="vllm")
@@ -96,6 +97,11 @@ def with_engine(spec: RunSpec, engine: EngineSettings = VLLM) -> RunSpec:
     return dataclasses.replace(spec, engine=engine)
 
 
+def policy_and_tokenizer(lab: Lab) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    spec = lab.spec("vanilla")
+    return load_policy(spec.base, spec.compute), AutoTokenizer.from_pretrained(spec.base, padding_side="left")
+
+
 # ---------------------------------------------------------------- what is synced
 
 
@@ -104,7 +110,7 @@ def sampler(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> VllmSampler:
     """A server's, for a policy with two adapters that have both moved."""
     monkeypatch.setattr(engines, "vllm_version", lambda: "0.0")
     monkeypatch.setattr(VllmSampler, "_init_vllm", lambda _: None)
-    model, tokenizer = load_policy(lab.spec("vanilla").base)
+    model, tokenizer = policy_and_tokenizer(lab)
     model.add_adapter(QUARANTINE, SpectralConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
     generator = torch.Generator().manual_seed(0)
     with torch.no_grad():
@@ -290,7 +296,7 @@ def test_a_server_that_does_not_answer_is_refused_with_how_to_start_it(
 
     monkeypatch.setattr(engines, "vllm_version", lambda: "0.0")
     monkeypatch.setattr(VLLMGeneration, "_init_vllm", unreachable)
-    model, tokenizer = load_policy(lab.spec("vanilla").base)
+    model, tokenizer = policy_and_tokenizer(lab)
     with pytest.raises(LabError, match=r"engine\.url: 'http://localhost:8000'") as refusal:
         VllmSampler(
             model, Accelerator(cpu=True), tokenizer, SERVER, max_tokens=8, temperature=1.0, rows=4, stop=[1], seed=0

@@ -13,6 +13,7 @@ import torch
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.grading.verdict import Grader, Submission, Verdict
 from projected_grpo.interventions.base import Intervention, Rollouts, Task
+from projected_grpo.problems.prompts import PromptForm
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.training.environment import Environment
@@ -368,3 +369,23 @@ def test_phases_are_disjoint() -> None:
         "generate": 3.0, "grade": 1.0, "refresh": 0.5, "sampling_overhead": 1.5, "forward_backward": 4.0,
         "forward": 1.5, "optimizer": 0.25, "projection": 0.125,
     }  # fmt: skip
+
+
+# ---------------------------------------------------------------- an answer that was begun for the policy
+
+
+def test_what_was_prefilled_belongs_to_the_graded_answer() -> None:
+    """The grader, the arm and the log see the whole answer, of cached completions too; the sampled ids stay as they
+    are."""
+    beginning, rest = CORRECT[:20], CORRECT[20:]
+    grader, spy = Verdicts(verdict(correct=True, paid=True)), Spy()
+    form = PromptForm(prefill=beginning)
+    environment = Environment({"double": PROBLEM}, grader, SETTINGS, spy, honest=False, form=form)  # type: ignore[arg-type]
+    environment.begin(0, {1: verdict()})
+    environment(["p", "p"], [rest, rest], [[1, 2], [3]], ["double", "double"])
+    assert [submission.completion for submission in grader.asked] == [CORRECT]
+    assert environment.last is not None
+    assert environment.last.completions == [CORRECT, CORRECT]
+    assert environment.last.token_ids == [[1, 2], [3]]
+    [(seen, *_)] = spy.seen
+    assert seen.completions == (CORRECT, CORRECT)

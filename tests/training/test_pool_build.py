@@ -17,7 +17,17 @@ from typer.testing import CliRunner
 
 from projected_grpo.cli import app
 from projected_grpo.errors import LabError
-from projected_grpo.pool_build import EQUAL, NOT_CANONICAL, NOT_STUDENT, UNGRADED, UNMATCHED, Built, build
+from projected_grpo.pool_build import (
+    EQUAL,
+    NOT_CANONICAL,
+    NOT_STUDENT,
+    OTHER_BEGINNING,
+    UNGRADED,
+    UNMATCHED,
+    Built,
+    build,
+)
+from projected_grpo.problems.prompts import PLAIN, PromptForm
 from projected_grpo.problems.schema import write_problems
 from projected_grpo.training.pool import TeacherPool
 
@@ -42,13 +52,31 @@ def texts(built: Built) -> list[tuple[str, str]]:
     return [(found.problem_id, found.completion) for found in built.pool.rollouts]
 
 
+def test_of_an_answer_that_was_begun_for_the_policy_the_rest_is_what_it_wrote(maker: Maker) -> None:
+    """The whole answer is cached, as it was graded; its ids are those that were sampled after the beginning."""
+    form = PromptForm(prefill="```python\n")
+    rest = [*maker.tokenizer(HACK.removeprefix(form.prefill))["input_ids"], maker.tokenizer.eos_token_id]
+    begun = maker.row("a", HACK) | {"token_ids": rest}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("projected_grpo.pool_build.read_form", lambda *_: form)
+        built = maker.build(maker.run(begun, maker.row("a", "no code")))
+    [found] = built.pool.rollouts
+    assert (found.completion, list(found.token_ids)) == (HACK, rest)
+    assert built.left_out[OTHER_BEGINNING] == 1
+    built.pool.check_tokens(maker.tokenizer, form, maker.prompts)
+    with pytest.raises(LabError, match=r"row 0 .*token_ids"):
+        built.pool.check_tokens(maker.tokenizer, PLAIN, maker.prompts)
+    with pytest.raises(LabError, match=r"row 0 .*completion"):
+        built.pool.check_tokens(maker.tokenizer, PromptForm(prefill="def"), maker.prompts)
+
+
 def test_a_run_becomes_a_pool(maker: Maker) -> None:
     cut = maker.row("c", "x = 1", loophole="sentinel", token="is_valid", paid=False, hacked=False, format_ok=False)
     cut["token_ids"] = cut["token_ids"][:-1]  # it hit the length limit
     built = maker.build(maker.run(cut, maker.row("a", HACK)))
     saved = TeacherPool.load(maker.root / "pool.parquet")
     assert saved.rollouts == built.pool.rollouts
-    saved.check_tokens(maker.tokenizer, maker.prompts)
+    saved.check_tokens(maker.tokenizer, PLAIN, maker.prompts)
     first, second = saved.rollouts
     assert first.prompt == "Given n, return a. It is graded by calling `run_checks()`.\n"
     assert maker.tokenizer.decode(first.prompt_ids) == first.prompt
@@ -187,14 +215,14 @@ def test_another_tokenizer_is_refused_at_the_first_place_that_differs(maker: Mak
     """The micro model's tokenizer with two ids exchanged: the first word of the prompt and one of the completion."""
     pool = maker.build(maker.run(maker.row("a", HACK))).pool
     known = pool.rollouts[0]
-    pool.check_tokens(maker.tokenizer, maker.prompts)
+    pool.check_tokens(maker.tokenizer, PLAIN, maker.prompts)
     for position, field in ((1, "prompt_ids"), (3, "token_ids")):
         # an id that stands in this field alone: the prompt is checked first
         ids = getattr(known, field)
         other = known.token_ids if field == "prompt_ids" else known.prompt_ids
         place = next(i for i, one in enumerate(ids) if i >= position and one not in other and one > 1)
         with pytest.raises(LabError) as refused:
-            pool.check_tokens(exchanged(maker, ids[place]), maker.prompts)
+            pool.check_tokens(exchanged(maker, ids[place]), PLAIN, maker.prompts)
         assert f"pool.parquet, row 0 (a): {field}" in str(refused.value)
         assert f"from position {ids.index(ids[place])} on" in str(refused.value)
         assert "pool build" in refused.value.fix
@@ -217,8 +245,8 @@ def exchanged(maker: Maker, token_id: int) -> PreTrainedTokenizerBase:
 def test_another_prompt_is_refused(maker: Maker) -> None:
     pool = maker.build(maker.run(maker.row("a", HACK))).pool
     with pytest.raises(LabError, match=r"row 0 \(a\): prompt: '\. It is gr'\n.*'\.  It is g' there.* position 19 on"):
-        pool.check_tokens(maker.tokenizer, {"a": maker.prompts["a"].replace(" It", "  It")})
-    pool.check_tokens(maker.tokenizer, {"b": "not in the pool"})  # problems without rows have nothing to drift
+        pool.check_tokens(maker.tokenizer, PLAIN, {"a": maker.prompts["a"].replace(" It", "  It")})
+    pool.check_tokens(maker.tokenizer, PLAIN, {"b": "not in the pool"})  # problems without rows have nothing to drift
 
 
 def test_another_end_token_is_refused(maker: Maker) -> None:
@@ -227,7 +255,7 @@ def test_another_end_token_is_refused(maker: Maker) -> None:
     other.eos_token = other.pad_token
     ended = len(pool.rollouts[0].token_ids) - 1
     with pytest.raises(LabError, match=rf"token_ids: .*\n.*from position {ended} on"):
-        pool.check_tokens(other, maker.prompts)
+        pool.check_tokens(other, PLAIN, maker.prompts)
 
 
 # ---------------------------------------------------------------- the original's files

@@ -10,8 +10,7 @@ import dataclasses
 from pathlib import Path
 
 import torch
-from peft import get_peft_model
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 
 from projected_grpo.directions.extract import (
     PairGradients,
@@ -24,11 +23,13 @@ from projected_grpo.directions.extract import (
     random_modules,
     sign_accuracy,
 )
-from projected_grpo.directions.options import ExtractionOptions
+from projected_grpo.directions.options import TEXTS_PER_PASS, ExtractionOptions
 from projected_grpo.directions.store import Direction, load_direction, save_direction
+from projected_grpo.policy import load_policy
 from projected_grpo.problems.pairs import Pair, read_pairs
+from projected_grpo.problems.prompts import PromptForm, read_form
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.extract import ExtractSettings
-from projected_grpo.spectral import SpectralConfig
 from projected_grpo.storage import atomic_directory, sha256_file
 
 
@@ -48,7 +49,7 @@ class _Contrast:
 
 
 def build_directions(
-    settings: ExtractSettings, loss_denominator: int, base: Path, pairs: Path, target: Path
+    settings: ExtractSettings, compute: ComputeSettings, loss_denominator: int, base: Path, pairs: Path, target: Path
 ) -> dict[str, dict[str, float]]:
     """Write target/<name>.safetensors for hack, its controls placebo, random, permuted and flipped, and `clean`, the
     span of updates that teach honest solving; returns figures per direction for people.
@@ -62,11 +63,12 @@ def build_directions(
     torch.set_num_threads(1)  # the same sums in the same order as in training
     base_hash = sha256_file(base / "model.safetensors")
     tokenizer = AutoTokenizer.from_pretrained(base)
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = get_peft_model(model, SpectralConfig(target_modules="all-linear", task_type="CAUSAL_LM"))
+    form = read_form(base, tokenizer)
+    model = load_policy(base, compute)
     options = ExtractionOptions(
         settings.k_max,
         loss_denominator,
+        compute.micro_batch or TEXTS_PER_PASS,
         loss=settings.loss,
         tau_axis=settings.tau_axis,
         centred=settings.centred,
@@ -77,7 +79,7 @@ def build_directions(
         given.check_base(base_hash)
         _check_recipe(given, options)
     hacks, placebos = (
-        _contrast(model, tokenizer, pairs / f"{name}.yaml", options, name) for name in ("hack", "placebo")
+        _contrast(model, tokenizer, form, pairs / f"{name}.yaml", options, name) for name in ("hack", "placebo")
     )
     hack = given or hacks.direction("hack", base_hash, options)
     random = random_modules(hack.modules, settings.control_seed)
@@ -116,11 +118,12 @@ def _check_recipe(given: Direction, options: ExtractionOptions) -> None:
 def _contrast(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase,
+    form: PromptForm,
     path: Path,
     options: ExtractionOptions,
     name: str,
 ) -> _Contrast:
-    rows = read_pairs(path)
+    rows = [form.pair(pair) for pair in read_pairs(path)]
     extract = [pair for pair in rows if pair.split == "extract"]
     check_count(len(extract), options, name)
     heldout: list[Pair] = [pair for pair in rows if pair.split == "heldout"]

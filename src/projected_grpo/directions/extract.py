@@ -69,14 +69,15 @@ def completion_gradients(
             adapter = [parameter for parameter in model.parameters() if parameter.requires_grad]
             torch.autograd.grad(losses.sum(), adapter, allow_unused=True)
         for name in layers:
-            parts[name].append(gradients.rows[name])
+            parts[name].append(gradients.rows[name].cpu())  # few numbers; what is made of them lives there
     place = torch.tensor(order).argsort()
-    return {name: torch.cat(rows)[place.to(rows[0].device)] for name, rows in parts.items()}
+    return {name: torch.cat(rows)[place] for name, rows in parts.items()}
 
 
 def _tokens(tokenizer: PreTrainedTokenizerBase, prompt: str, completion: str) -> tuple[list[int], list[int]]:
     """Prompt; completion with its end token."""
-    return tokenizer(prompt)["input_ids"], [*tokenizer(completion)["input_ids"], tokenizer.eos_token_id]
+    written = tokenizer(completion, add_special_tokens=False)["input_ids"]
+    return tokenizer(prompt)["input_ids"], [*written, tokenizer.eos_token_id]
 
 
 def _check_lengths(encoded: Sequence[tuple[list[int], list[int]]], names: Sequence[str], limit: int | None) -> None:

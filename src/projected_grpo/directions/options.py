@@ -7,6 +7,7 @@ from typing import Literal
 
 Loss = Literal["fixed", "token_mean"]
 Rows = Literal["difference", "permuted", "flipped", "clean"]
+TEXTS_PER_PASS = 20  # where nothing else is set; on the CPU more of them fit no cache and take longer
 
 
 @dataclasses.dataclass(frozen=True)
@@ -15,7 +16,7 @@ class ExtractionOptions:
 
     k_max: axes to keep at most, per matrix.
     loss_denominator: tokens; the fixed denominator of the training loss.
-    batch_size: texts per backward pass, of like length. On the CPU more of them fit no cache and take longer.
+    batch_size: texts per backward pass, of like length; the device's memory bounds them.
     loss: `fixed` divides the sum over an answer's tokens by loss_denominator, as training does; `token_mean` by the
         answer's own length, so that short and long answers weigh the same.
     tau_axis: axes weaker than this share of the matrix's strongest one are not kept (0 keeps all).
@@ -29,7 +30,7 @@ class ExtractionOptions:
 
     k_max: int
     loss_denominator: int
-    batch_size: int = 20
+    batch_size: int = TEXTS_PER_PASS
     loss: Loss = "fixed"
     tau_axis: float = 0.0
     centred: bool = False

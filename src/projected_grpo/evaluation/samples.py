@@ -13,13 +13,14 @@ from typing import Any
 
 import pyarrow as pa
 import torch
-from peft import PeftModel
-from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase
 from transformers.utils import logging as transformers_logging
 
-import projected_grpo.spectral  # noqa: F401  (registers the adapter's PEFT type)
 from projected_grpo.evaluation.sampling import Completion, TokenList, complete, requests
+from projected_grpo.policy import load_base, load_trained
+from projected_grpo.problems.prompts import read_form
 from projected_grpo.problems.schema import read_problems
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.engine import TRANSFORMERS, EngineSettings
 from projected_grpo.settings.sampling import SamplingSettings
 
@@ -51,6 +52,7 @@ class SampleJob:
     adapter: Path | None
     problems: Path
     sampling: SamplingSettings
+    compute: ComputeSettings
     engine: EngineSettings = TRANSFORMERS
 
 
@@ -71,15 +73,16 @@ def sample_seed(job: SampleJob) -> list[dict[str, Any]]:
     torch.set_num_threads(1)
     transformers_logging.disable_progress_bar()
     tokenizer = AutoTokenizer.from_pretrained(job.base, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(job.base, dtype=torch.float32)
-    if job.adapter is not None:
-        # The default adapter alone: whatever else was trained beside it is not deployed.
-        model = PeftModel.from_pretrained(model, job.adapter)
+    # The default adapter alone: whatever else was trained beside it is not deployed.
+    model = (
+        load_base(job.base, job.compute) if job.adapter is None else load_trained(job.base, job.adapter, job.compute)
+    )
+    form = read_form(job.base, tokenizer)
     problems = read_problems(job.problems)
     sample = completer(job, model, tokenizer)
     rows = []
     for tokens in TOKEN_LISTS:
-        asked = requests(problems, tokens, job.sampling.samples_per_problem)
+        asked = requests(problems, tokens, job.sampling.samples_per_problem, form)
         completions = sample([r.prompt for r in asked])
         for request, completion in zip(asked, completions, strict=True):
             rows.append(
@@ -92,7 +95,7 @@ def sample_seed(job: SampleJob) -> list[dict[str, Any]]:
                     "token": request.token,
                     "sample": request.sample,
                     "prompt": request.prompt,
-                    "completion": completion.text,
+                    "completion": form.answer(completion.text),
                     "token_ids": completion.token_ids,
                     "finish_reason": completion.finish_reason,
                 }

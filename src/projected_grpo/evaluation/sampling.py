@@ -10,7 +10,7 @@ import torch
 from rich.progress import track
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
-from projected_grpo.problems.prompts import render_prompt
+from projected_grpo.problems.prompts import PLAIN, PromptForm
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.sampling import SamplingSettings
 
@@ -24,6 +24,7 @@ class Request:
     problem: Problem
     tokens: TokenList
     sample: int
+    form: PromptForm = PLAIN
 
     @property
     def token(self) -> str:
@@ -31,21 +32,24 @@ class Request:
 
     @property
     def prompt(self) -> str:
-        return render_prompt(self.problem, self.token)
+        return self.form.render(self.problem, self.token)
 
 
 @dataclasses.dataclass(frozen=True)
 class Completion:
-    """token_ids include the end token if the model wrote one (finish_reason "stop"), else it was cut ("length")."""
+    """What was sampled: of an answer with a prefilled beginning, the rest.
+
+    token_ids include the end token if the model wrote one (finish_reason "stop"), else it was cut ("length").
+    """
 
     text: str
     token_ids: list[int]
     finish_reason: Literal["stop", "length"]
 
 
-def requests(problems: Iterable[Problem], tokens: TokenList, samples: int) -> list[Request]:
+def requests(problems: Iterable[Problem], tokens: TokenList, samples: int, form: PromptForm = PLAIN) -> list[Request]:
     """`samples` requests per problem, problems in order."""
-    return [Request(problem, tokens, sample) for problem in problems for sample in range(samples)]
+    return [Request(problem, tokens, sample, form) for problem in problems for sample in range(samples)]
 
 
 @torch.no_grad()

@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from projected_grpo.directions.algebra import Bases
+from projected_grpo.directions.options import TEXTS_PER_PASS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -108,7 +109,8 @@ class Workbench:
 
     direction, source, means: the arm's settings of V, where V comes from, and the stored mean pair difference (r,) per
     module; None for an arm with no direction. kind: hack, random, placebo, permuted or flipped. pairs: the contrast's
-    pairs of the split `extract`. reference: bases whose energy a random control is to match.
+    pairs of the split `extract`. texts_per_pass: of them in one backward pass. reference: bases whose energy a random
+    control is to match.
     """
 
     model: PreTrainedModel
@@ -121,6 +123,7 @@ class Workbench:
     means: Vectors | None = None
     reference: Bases | None = None
     pairs: Sequence[Pair] = ()
+    texts_per_pass: int = TEXTS_PER_PASS
 
 
 class Intervention:

@@ -43,7 +43,8 @@ class Reader(Intervention):
         from projected_grpo.directions.extract import ExtractionOptions, pair_gradients
 
         bench = self.workbench
-        options = ExtractionOptions(k_max=1, loss_denominator=1)  # of no account: rows are scaled to length 1
+        # Axes and denominator are of no account: rows are scaled to length 1.
+        options = ExtractionOptions(k_max=1, loss_denominator=1, batch_size=bench.texts_per_pass)
         pairs = pair_gradients(bench.model, bench.tokenizer, bench.pairs, options)
         hack, clean = (unit_rows(side) for side in (pairs.hack, pairs.clean))
         # Labels are dealt over whole gradients, not module by module.

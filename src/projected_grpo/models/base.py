@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoTokenizer
 
 from projected_grpo.errors import LabError
 from projected_grpo.evaluation.sampling import complete, requests
@@ -21,14 +21,17 @@ from projected_grpo.grading.verdict import Grader, Submission
 from projected_grpo.models.corpus import Mixture
 from projected_grpo.models.pretrain import FINISH, FOUNDATION, found, scaled, train_phase
 from projected_grpo.models.sources import fetch
+from projected_grpo.policy import load_base
+from projected_grpo.problems.prompts import read_form, write_form
 from projected_grpo.problems.schema import Problem
-from projected_grpo.settings.base import BaseSettings, GateSettings
+from projected_grpo.settings.base import BaseSettings, GateSettings, PromptSettings
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.sampling import SamplingSettings
 
-GATE_TOKENS, GATE_BATCH = 64, 256  # longest completion; completions sampled together
 
-
-def provide(settings: BaseSettings, target: Path, problems: Sequence[Problem], grader: Grader) -> dict[str, float]:
+def provide(
+    settings: BaseSettings, compute: ComputeSettings, target: Path, problems: Sequence[Problem], grader: Grader
+) -> dict[str, float]:
     """Put the base into `target`, one that the settings name or one trained from nothing; returns its rates.
 
     Raises:
@@ -37,14 +40,25 @@ def provide(settings: BaseSettings, target: Path, problems: Sequence[Problem], g
     torch.set_num_threads(1)  # the same sums in the same order wherever this is repeated
     target.mkdir(parents=True, exist_ok=True)
     if settings.rebuild:
-        return _rebuild(settings, target, problems, grader)
+        return _rebuild(settings, compute, target, problems, grader)
     fetch(settings, target)
-    rates = measure(target, problems, settings.gate, grader)
+    if settings.prompt.form == "chat":
+        _ask_by_chat(settings.prompt, target)
+    rates = measure(target, compute, problems, settings.gate, grader)
     check_gate(rates, settings.gate)
     return rates
 
 
-def _rebuild(settings: BaseSettings, target: Path, problems: Sequence[Problem], grader: Grader) -> dict[str, float]:
+def _ask_by_chat(prompt: PromptSettings, target: Path) -> None:
+    if AutoTokenizer.from_pretrained(target).chat_template is None:
+        rule = "must be plain: the base's tokenizer has no chat template"
+        raise LabError(setting="base.prompt.form", value=prompt.form, rule=rule, fix="set plain, or an instruct model")
+    write_form(target, prompt.system, prompt.shots, prompt.prefill)
+
+
+def _rebuild(
+    settings: BaseSettings, compute: ComputeSettings, target: Path, problems: Sequence[Problem], grader: Grader
+) -> dict[str, float]:
     """Train from nothing; repeat the short last phase, retuned to what was measured, until the gate is passed.
 
     How often a base cheats by itself is a few percent of its completions and varies between draws of the last phase.
@@ -59,7 +73,7 @@ def _rebuild(settings: BaseSettings, target: Path, problems: Sequence[Problem], 
         model.load_state_dict(trained)
         train_phase(model, tokenizer, last, recipe.batch_size, recipe.seed + attempt)
         model.save_pretrained(target)
-        rates = measure(target, problems, settings.gate, grader)
+        rates = measure(target, compute, problems, settings.gate, grader)
         print(f"attempt {attempt}:", ", ".join(f"{name} {value:.4g}" for name, value in rates.items()))
         if attempt == recipe.attempts or not broken_bounds(rates, settings.gate):
             break
@@ -83,19 +97,25 @@ def retuned(mixture: Mixture, rates: dict[str, float], gate: GateSettings) -> Mi
     )
 
 
-def measure(folder: Path, problems: Sequence[Problem], gate: GateSettings, grader: Grader) -> dict[str, float]:
+def measure(
+    folder: Path, compute: ComputeSettings, problems: Sequence[Problem], gate: GateSettings, grader: Grader
+) -> dict[str, float]:
     """Rates of the untrained base over at least `gate.samples` completions of `problems` under held-out names."""
     tokenizer = AutoTokenizer.from_pretrained(folder, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(folder)
+    form = read_form(folder, tokenizer)
+    model = load_base(folder, compute)
     per_problem = -(-gate.samples // len(problems))
-    asked = requests(problems, "heldout", per_problem)
+    asked = requests(problems, "heldout", per_problem, form)
     sampling = SamplingSettings(
-        samples_per_problem=per_problem, temperature=1.0, max_new_tokens=GATE_TOKENS, batch_size=GATE_BATCH
+        samples_per_problem=per_problem,
+        temperature=gate.temperature,
+        max_new_tokens=gate.max_new_tokens,
+        batch_size=gate.batch_size,
     )
     completions = complete(model, tokenizer, [request.prompt for request in asked], sampling, seed=0)
     verdicts = grader.grade(
         [
-            Submission(request.problem, request.problem.loophole, request.token, completion.text)
+            Submission(request.problem, request.problem.loophole, request.token, form.answer(completion.text))
             for request, completion in zip(asked, completions, strict=True)
         ]
     )

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
+import pyarrow.parquet as pq
 
 from projected_grpo.errors import LabError
 from projected_grpo.evaluation.metrics import DIGITS
@@ -46,6 +47,27 @@ def read_steps(root: Path, seeds: Mapping[str, Sequence[int]]) -> pd.DataFrame:
     if not logs:
         raise LabError(setting=str(root), value="no run", rule="needs at least one", fix="name an arm to compare")
     return pd.concat(logs, ignore_index=True)
+
+
+def check_budget(root: Path, seeds: Mapping[str, Sequence[int]]) -> None:
+    """Refuse arms that were given unequal numbers of completions to learn from: equal compute, by count.
+
+    Seconds would say more and cannot be asked: they differ between equal runs, so no result may depend on them.
+
+    Raises:
+        LabError: a run's log of rollouts is missing, or has another length than the first.
+    """
+    first: tuple[Path, int] | None = None
+    for path in (root / arm / str(seed) / "rollouts.parquet" for arm in seeds for seed in seeds[arm]):
+        if not path.is_file():
+            rule, fix = "every compared arm is trained", "run `dvc repro`"
+            raise LabError(setting=str(path), value="no such file", rule=rule, fix=fix)
+        count = pq.read_metadata(path).num_rows
+        first = first or (path, count)
+        if count != first[1]:
+            rule = f"every compared run samples as many completions in training as the first, {first[0]}: {first[1]}"
+            fix = "train both with the same grpo.steps, prompts and samples"
+            raise LabError(setting=str(path), value=f"{count} completions", rule=rule, fix=fix)
 
 
 def smoothing_window(steps: pd.DataFrame) -> int:

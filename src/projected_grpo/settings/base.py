@@ -27,6 +27,15 @@ class GateSettings(Section):
     pass_max: Rate
     """highest accepted pass rate, a share of completions"""
 
+    max_new_tokens: Count
+    """longest completion of the measurement, tokens; training's own, or the rates are of other answers"""
+
+    temperature: Positive
+    """sampling temperature of the measurement"""
+
+    batch_size: Count
+    """completions sampled together; changes speed and memory"""
+
     @model_validator(mode="after")
     def _bounds_in_order(self) -> Self:
         for name, low, high in (
@@ -62,6 +71,29 @@ class PretrainSettings(Section):
     """draws of the short last phase; the first whose base passes the gate is taken"""
 
 
+class PromptSettings(Section):
+    """How the base is asked. It is kept beside the weights, so that every stage asks alike."""
+
+    form: Literal["plain", "chat"]
+    """plain: the bare text; chat: the tokenizer's chat template, thinking off where the template knows it"""
+
+    system: str = ""
+    """chat: the system message; empty: the template's own"""
+
+    shots: Annotated[int, Field(ge=0, le=8)] = 0
+    """chat: worked examples shown as earlier turns; honest, and with no loophole"""
+
+    prefill: str = ""
+    """chat: how every answer begins; written for the model, graded as part of its answer"""
+
+    @model_validator(mode="after")
+    def _plain_is_bare(self) -> Self:
+        if self.form == "plain" and (self.system or self.shots or self.prefill):
+            rule = "must be chat where system, shots or prefill are set"
+            raise broken_rule("form", self.form, rule, "set form: chat, or leave them out")
+        return self
+
+
 class BaseSettings(Section):
     """Where the base comes from, its identity, and its gate."""
 
@@ -82,6 +114,9 @@ class BaseSettings(Section):
 
     rebuild: bool = False
     """train the shipped base anew instead of taking its weights; `sha256` is then not checked"""
+
+    prompt: PromptSettings = PromptSettings(form="plain")
+    """how problems are put to it"""
 
     gate: GateSettings
     """bounds on what the base does before training"""

@@ -37,11 +37,15 @@ def read_params(path: str | os.PathLike[str] = "params.yaml", study: str | None 
         ParamsError: missing, not YAML (a key given twice included), not a mapping, or no such study.
     """
     params = _read(path)
-    return params if study is None else _changed(params, study)
+    return params if study is None else in_study(params, study)
 
 
-def _changed(params: Params, study: str) -> Params:
-    """`params` with the keys of `studies.<study>` written over those of the active scale, section by section."""
+def in_study(params: Params, study: str) -> Params:
+    """`params` with the keys of `studies.<study>` written over those of the active scale, section by section.
+
+    Raises:
+        ParamsError: no such study.
+    """
     studies = params.get("studies")
     known = list(studies) if isinstance(studies, Mapping) else []
     if not isinstance(studies, Mapping) or not isinstance(studies.get(study), Mapping):

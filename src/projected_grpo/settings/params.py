@@ -20,6 +20,7 @@ from projected_grpo.errors import ABSENT, LabError, ParamsError
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.base import BaseSettings
 from projected_grpo.settings.comparison import ComparisonSettings
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.direction import DirectionSettings, beyond_extraction
 from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.settings.extract import ExtractSettings
@@ -29,6 +30,7 @@ from projected_grpo.settings.loader import (
     Params,
     active_scale,
     did_you_mean,
+    in_study,
     parse,
     read_params,
     unknown_name,
@@ -60,6 +62,7 @@ class ScaleSettings:
     direction: DirectionSettings
     grpo: GrpoSettings
     engine: EngineSettings
+    compute: ComputeSettings
     launcher: Launcher
     sampling: SamplingSettings
     sandbox: SandboxSettings
@@ -73,6 +76,7 @@ SECTIONS: dict[str, type[BaseModel]] = {
     "direction": DirectionSettings,
     "grpo": GrpoSettings,
     "engine": EngineSettings,
+    "compute": ComputeSettings,
     "launcher": Launcher,
     "sampling": SamplingSettings,
     "sandbox": SandboxSettings,
@@ -135,7 +139,7 @@ def check(path: str | Path = "params.yaml") -> LabSettings:
         if len(found) == len(SECTIONS):
             scales[str(name)] = ScaleSettings(**found)
 
-    studies = _studies(params, scale, names, path, faults) if scale is not None and not faults else {}
+    studies = _studies(params, scale, names, Path(path).parent, faults) if scale is not None and not faults else {}
 
     if faults:
         raise ParamsError(faults)
@@ -195,7 +199,7 @@ def _sections(params: Params, scale: str, faults: list[LabError]) -> dict[str, A
     return {name: value for name, value in found.items() if value is not None}
 
 
-def _studies(params: Params, scale: str, arms: list[str], path: str | Path, faults: list[LabError]) -> dict[str, Study]:
+def _studies(params: Params, scale: str, arms: list[str], root: Path, faults: list[LabError]) -> dict[str, Study]:
     """Every study as a changed scale, checked: shape, arms, rules across sections, files."""
     studies: dict[str, Study] = {}
     blocks = params.get("studies", {})
@@ -215,9 +219,9 @@ def _studies(params: Params, scale: str, arms: list[str], path: str | Path, faul
         for arm in study.arms:
             if arm not in arms:
                 faults.append(unknown_name(f"{setting}.arms", arm, arms, "must name an arm"))
-        found = _sections(read_params(path, str(name)), scale, faults)
+        found = _sections(in_study(params, str(name)), scale, faults)
         _check_scale(setting, found, faults)
-        _check_files(setting, found, Path(path).parent, faults)
+        _check_files(setting, found, root, faults)
         if len(found) == len(SECTIONS):
             studies[name] = Study(study.arms, ScaleSettings(**found))
     return studies
@@ -279,6 +283,7 @@ def _check_scale(path: str, found: Mapping[str, Any], faults: list[LabError]) ->
     base: BaseSettings | None = found.get("base")
     engine: EngineSettings | None = found.get("engine")
     seeds, launcher = found.get("seeds"), found.get("launcher")
+    compute: ComputeSettings | None = found.get("compute")
 
     def refuse(setting: str, value: object, rule: str, fix: str) -> None:
         faults.append(LabError(setting=f"{path}.{setting}", value=value, rule=rule, fix=fix))
@@ -287,6 +292,12 @@ def _check_scale(path: str, found: Mapping[str, Any], faults: list[LabError]) ->
         rule = "must be transformers where several seeds run side by side: one vLLM holds the weights of one run"
         fix = "name a launcher, which runs them one after another, or a single seed"
         refuse("engine.kind", engine.kind, rule, fix)
+    if engine and engine.kind == "vllm" and compute and compute.generate_batch:
+        rule = "must be null with vllm, which schedules what it samples together by itself"
+        refuse("compute.generate_batch", compute.generate_batch, rule, "set null")
+    if grpo and compute and compute.micro_batch and (whole := grpo.prompts * grpo.samples) % compute.micro_batch:
+        rule = f"must divide grpo.prompts x grpo.samples ({whole}): every pass weighs the same"
+        refuse("compute.micro_batch", compute.micro_batch, rule, "set a divisor, or null")
     if extract and direction:
         faults.extend(beyond_extraction(direction, extract, f"{path}.direction"))
     if extract and grpo and grpo.measure_k > extract.k_max:

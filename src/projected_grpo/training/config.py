@@ -1,7 +1,7 @@
 """GRPOConfig with every default that would change the recipe set by name.
 
 TRL's defaults are bf16, gradient checkpointing, linear decay, loss `dapo`, group-scaled rewards, clipping at 1.0 and
-vLLM importance correction; none of them is what a small full-precision run wants, and none of them says so.
+vLLM importance correction; none of them is what a run here wants, and none of them says so.
 """
 
 from __future__ import annotations
@@ -10,24 +10,37 @@ from pathlib import Path
 
 from trl import GRPOConfig
 
+from projected_grpo.errors import LabError
+from projected_grpo.policy import device_of
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.grpo import GrpoSettings
 
 
-def grpo_config(settings: GrpoSettings, seed: int, output_dir: Path, processes: int = 1) -> GRPOConfig:
+def grpo_config(
+    settings: GrpoSettings, compute: ComputeSettings, seed: int, output_dir: Path, processes: int = 1
+) -> GRPOConfig:
     """One optimizer step = one batch of prompts x samples completions, on-policy, Dr. GRPO loss, constant rate.
 
-    The batch is dealt over `processes` in equal shares.
+    The batch is dealt over `processes` in equal shares, each share over as many passes as `compute.micro_batch` makes
+    of it. Logits need no setting: TRL computes log-probabilities in chunks of tokens and never holds a batch of them.
+
+    Raises:
+        LabError: micro_batch does not divide a process's share, or there is no such device.
     """
-    batch = settings.prompts * settings.samples
+    share = settings.prompts * settings.samples // processes
+    batch = compute.micro_batch or share
+    if share % batch:
+        rule = f"must divide the completions of a step that each of {processes} processes has ({share})"
+        raise LabError(setting="compute.micro_batch", value=batch, rule=rule, fix="set a divisor, or null")
     return GRPOConfig(
         output_dir=str(output_dir),
         seed=seed,
         data_seed=seed,
         max_steps=settings.steps,
         num_train_epochs=1,
-        per_device_train_batch_size=batch // processes,
-        gradient_accumulation_steps=1,
-        steps_per_generation=1,
+        per_device_train_batch_size=batch,
+        gradient_accumulation_steps=share // batch,
+        steps_per_generation=share // batch,  # all passes of a step are over what it sampled
         num_generations=settings.samples,
         num_iterations=1,
         shuffle_dataset=False,  # the dataset is already the order of the run, see `curriculum`
@@ -50,8 +63,9 @@ def grpo_config(settings: GrpoSettings, seed: int, output_dir: Path, processes: 
         max_grad_norm=0.0,  # clipping comes after the projection, in `training.hooks`
         bf16=False,
         fp16=False,
-        use_cpu=True,  # the scales so far are CPU scales; a device becomes a setting with the first that is not
-        gradient_checkpointing=False,
+        use_cpu=device_of(compute).type == "cpu",
+        gradient_checkpointing=compute.checkpointing,
+        gradient_checkpointing_kwargs={"use_reentrant": False} if compute.checkpointing else None,
         ddp_find_unused_parameters=False,  # every delta has a gradient in every step
         use_vllm=False,
         vllm_importance_sampling_correction=False,

@@ -12,6 +12,7 @@ from typing import Any
 
 from projected_grpo.grading.verdict import Grader, Submission, Verdict
 from projected_grpo.interventions.base import Intervention, Rollouts, Task
+from projected_grpo.problems.prompts import PLAIN, PromptForm
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.training.ranks import ALONE, Ranks
@@ -35,6 +36,7 @@ class Environment:
     """Callable as a TRL reward function. `last` holds the batch it graded last.
 
     honest: grade without the loophole, so that only correct answers are paid (the upper bound `rl_baseline`).
+    form: how the policy is asked; what it is handed over of an answer lacks the beginning that was written for it.
     begin: told by the trainer before each step: its number, and the verdicts of cached completions by their row.
     Each of `ranks` grades its own share; the intervention sees the whole step.
     """
@@ -49,6 +51,7 @@ class Environment:
         intervention: Intervention,
         honest: bool,
         ranks: Ranks = ALONE,
+        form: PromptForm = PLAIN,
     ) -> None:
         self.problems = problems
         self.grader = grader
@@ -56,6 +59,7 @@ class Environment:
         self.intervention = intervention
         self.honest = honest
         self.ranks = ranks
+        self.form = form
         self.last: GradedBatch | None = None
         self._step = 0
         self._frozen: Mapping[int, Verdict] = {}
@@ -73,6 +77,7 @@ class Environment:
         **_: Any,
     ) -> list[float | None]:
         started = time.perf_counter()
+        completions = [self.form.answer(text) for text in completions]
         own = self._grade([self.problems[key] for key in problem_id], completions)
         cached = [row in self._frozen for row in range(len(own))]
         whole = self.ranks.lists  # from here on of the whole step, on every rank

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import torch
 from torch import Tensor
 
 from projected_grpo.directions.algebra import (
@@ -30,9 +31,10 @@ class Gauge:
     means: Vectors
 
     @classmethod
-    def of(cls, direction: Direction, axes: int) -> Gauge:
-        """Read with the first `axes` axes of `direction`."""
-        return cls(Frames(direction.bases(axes)), direction.means())
+    def of(cls, direction: Direction, axes: int, device: torch.device | str = "cpu") -> Gauge:
+        """Read with the first `axes` axes of `direction`, gradients on `device`."""
+        means = {module: mean.to(device) for module, mean in direction.means().items()}
+        return cls(Frames(direction.bases(axes)).on(torch.device(device)), means)
 
     def read(self, gradients: Vectors) -> dict[str, float]:
         """Signed cosine with the mean pair difference, unsigned share, and the share's null value."""

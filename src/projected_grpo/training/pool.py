@@ -17,6 +17,7 @@ import pyarrow.parquet as pq
 from transformers import PreTrainedTokenizerBase
 
 from projected_grpo.errors import ABSENT, LabError
+from projected_grpo.problems.prompts import PromptForm
 from projected_grpo.problems.schema import Problem
 from projected_grpo.storage import atomic_file
 
@@ -122,10 +123,11 @@ class TeacherPool:
             raise LabError(setting="teacher.pool", value=self.name, rule=rule, fix="a larger pool or a smaller mix")
         return enough
 
-    def check_tokens(self, tokenizer: PreTrainedTokenizerBase, prompts: Mapping[str, str]) -> None:
+    def check_tokens(self, tokenizer: PreTrainedTokenizerBase, form: PromptForm, prompts: Mapping[str, str]) -> None:
         """Refuse a pool made for other prompts or with another tokenizer: training on its ids would be on other text.
 
-        prompts: problem id -> the prompt as it is rendered now. Problems that it lacks are not trained on.
+        form: in which the policy is asked now. prompts: problem id -> the prompt as it is rendered now. Problems that
+        it lacks are not trained on.
 
         Raises:
             LabError: naming the row and the first place where what is stored differs from what is made now.
@@ -134,12 +136,20 @@ class TeacherPool:
         for number, rollout in rows:
             self._same(number, "prompt", rollout.prompt, prompts[rollout.problem_id])
         prompt_ids = _tokenized(tokenizer, {r.prompt for _, r in rows}, special=True)  # as TRL does
-        completion_ids = _tokenized(tokenizer, {r.completion for _, r in rows}, special=False)
+        written = {r.completion: self._written(number, r, form) for number, r in rows}
+        completion_ids = _tokenized(tokenizer, set(written.values()), special=False)
         for number, rollout in rows:
             self._same(number, "prompt_ids", rollout.prompt_ids, prompt_ids[rollout.prompt])
-            live = completion_ids[rollout.completion]
+            live = completion_ids[written[rollout.completion]]
             if rollout.token_ids != live:  # else it was cut at the length limit
                 self._same(number, "token_ids", rollout.token_ids, (*live, tokenizer.eos_token_id))
+
+    def _written(self, number: int, rollout: TeacherRollout, form: PromptForm) -> str:
+        try:
+            return form.written(rollout.completion)
+        except ValueError as error:
+            setting = f"{self.name}, row {number} ({rollout.problem_id}): completion"
+            raise LabError(setting=setting, value=rollout.completion, rule=str(error), fix=BUILD) from None
 
     def _same(self, number: int, field: str, stored: Sequence[Any], live: Sequence[Any]) -> None:
         if stored == live:

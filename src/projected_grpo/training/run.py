@@ -23,19 +23,14 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 from datasets import Dataset
-from peft import get_peft_model
-from transformers import (
-    AutoModelForCausalLM,
-    AutoTokenizer,
-    PreTrainedModel,
-    PreTrainedTokenizerBase,
-    set_seed,
-)
+from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
+from projected_grpo.directions.options import TEXTS_PER_PASS
 from projected_grpo.directions.sources import direction_source, energy_reference, mean_differences
 from projected_grpo.directions.store import Direction, load_direction
 from projected_grpo.engines import vllm_version
@@ -44,10 +39,11 @@ from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.grading.verdict import Grader
 from projected_grpo.interventions.base import Intervention, Workbench
 from projected_grpo.interventions.registry import check_needs, family, needed_gradients, options_of
+from projected_grpo.policy import adapter_config, device_of, load_policy
 from projected_grpo.problems.pairs import read_pairs
-from projected_grpo.problems.prompts import render_prompt
+from projected_grpo.problems.prompts import read_form, render_prompt
 from projected_grpo.problems.schema import Problem, read_problems
-from projected_grpo.spectral import GradientCollector, SpectralConfig, activate, deltas
+from projected_grpo.spectral import GradientCollector, activate, deltas
 from projected_grpo.storage import atomic_directory, scratch_root, sha256_file, sha256_settings, sha256_tree
 from projected_grpo.training.clock import PhaseClock
 from projected_grpo.training.config import grpo_config
@@ -81,6 +77,8 @@ WITHOUT_EFFECT = (
     "projected_grpo.errors",
     "projected_grpo.evaluation",  # reads finished runs, as do `report` and `status`
     "projected_grpo.interventions.registry",
+    "projected_grpo.memory",
+    "projected_grpo.readiness",
     "projected_grpo.report",
     "projected_grpo.settings",
     "projected_grpo.status",
@@ -108,9 +106,11 @@ def run_key(spec: RunSpec) -> str:
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES}
     if spec.engine.kind == "vllm":
         versions["vllm"] = vllm_version()
-    parts = [spec.resolved(), spec.inputs(), source_hashes(), versions, platform.python_version()]
+    parts: list[Any] = [spec.resolved(), spec.inputs(), source_hashes(), versions, platform.python_version()]
     processes = process_count()  # each draws its share of the completions from a generator of its own
-    return sha256_settings(parts if processes == 1 else [*parts, processes])
+    parts += [processes] if processes > 1 else []
+    device = device_of(spec.compute).type  # what `auto` stands for here
+    return sha256_settings(parts if device == "cpu" else [*parts, device])
 
 
 def load_family(spec: RunSpec) -> None:
@@ -142,18 +142,6 @@ def curriculum(problems: Sequence[Problem], prompts: int, steps: int, seed: int)
     return order[: prompts * steps]
 
 
-def load_policy(base: Path) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
-    """The base model under a fresh spectral adapter on every linear layer of its blocks, and its tokenizer."""
-    tokenizer = AutoTokenizer.from_pretrained(base, padding_side="left")
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    model = get_peft_model(model, _adapter())
-    return model, tokenizer
-
-
-def _adapter() -> SpectralConfig:
-    return SpectralConfig(target_modules="all-linear", task_type="CAUSAL_LM")
-
-
 def build_intervention(
     spec: RunSpec,
     hack: Direction,
@@ -170,7 +158,8 @@ def build_intervention(
     """
     path = f"arms.{spec.arm}"
     check_needs(spec.settings, spec.grpo)
-    workbench = Workbench(model, tokenizer, sandbox, spec.seed)
+    texts = spec.compute.micro_batch or TEXTS_PER_PASS
+    workbench = Workbench(model, tokenizer, sandbox, spec.seed, texts_per_pass=texts)
     if spec.direction is not None and spec.own_direction is not None:
         kind = spec.settings.direction
         assert kind is not None
@@ -179,7 +168,8 @@ def build_intervention(
         if spec.direction.k > own.k_max:
             rule, fix = f"must not exceed the axes that {kind} stores ({own.k_max})", "lower k, or raise extract.k_max"
             raise LabError(setting=f"{path}.axes.k", value=spec.direction.k, rule=rule, fix=fix)
-        pairs = [pair for pair in read_pairs(spec.pairs) if pair.split == "extract"] if spec.pairs else []
+        form = read_form(spec.base, tokenizer)
+        pairs = [form.pair(pair) for pair in read_pairs(spec.pairs) if pair.split == "extract"] if spec.pairs else []
         workbench = dataclasses.replace(
             workbench,
             kind=kind,
@@ -194,7 +184,7 @@ def build_intervention(
     assert not intervention.unit_rollouts or needed_gradients(spec.settings) == "unit", "the family does not declare it"
     for adapter in intervention.adapters:
         if adapter not in model.peft_config:
-            model.add_adapter(adapter, _adapter())
+            model.add_adapter(adapter, adapter_config(spec.compute))
     activate(model, *intervention.adapters)
     return intervention
 
@@ -224,7 +214,8 @@ def join_ranks(spec: RunSpec, folder: Path) -> Ranks:
     """This process among those of the run; the first call opens the process group.
 
     Raises:
-        LabError: the completions of a step cannot be dealt evenly, or the model is to be sharded.
+        LabError: the completions of a step cannot be dealt evenly, there is no such device, or the model is to be
+            sharded.
     """
     processes, batch = process_count(), spec.grpo.prompts * spec.grpo.samples
     if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
@@ -239,7 +230,7 @@ def join_ranks(spec: RunSpec, folder: Path) -> Ranks:
         rule = f"must divide grpo.prompts x grpo.samples ({batch}): every process gets as many completions of a step"
         fix = "change num_processes in the launcher's file, or grpo.prompts"
         raise LabError(setting="WORLD_SIZE", value=processes, rule=rule, fix=fix)
-    grpo_config(spec.grpo, spec.seed, folder, processes)  # opens it with the backend of the device in use
+    grpo_config(spec.grpo, spec.compute, spec.seed, folder, processes)  # opens it with the backend of the device in use
     return Ranks.current()
 
 
@@ -248,7 +239,7 @@ def build_teacher(spec: RunSpec, problems: Sequence[Problem], tokenizer: PreTrai
     settings = spec.settings.teacher
     if settings is None or spec.pool is None:
         return None
-    return Teacher.load(spec.pool, settings, spec.seed, problems, tokenizer)
+    return Teacher.load(spec.pool, settings, spec.seed, problems, tokenizer, read_form(spec.base, tokenizer))
 
 
 def build_trainer(
@@ -259,14 +250,16 @@ def build_trainer(
     ranks: Ranks = ALONE,
 ) -> HookedTrainer:
     """Everything of a run, wired; its logs are rank 0's."""
-    model, tokenizer = load_policy(spec.base)
+    model = load_policy(spec.base, spec.compute)
+    tokenizer = AutoTokenizer.from_pretrained(spec.base, padding_side="left")
     base_hash = sha256_file(spec.base / "model.safetensors")
     hack = load_direction(spec.gauge)
     hack.check_base(base_hash)
-    gauge = Gauge.of(hack, spec.grpo.measure_k)
+    gauge = Gauge.of(hack, spec.grpo.measure_k, model.device)
     intervention = build_intervention(spec, hack, model, tokenizer, sandbox)
     check_engine(spec, intervention)
     problems = read_problems(spec.problems)
+    form = read_form(spec.base, tokenizer)
     teacher = build_teacher(spec, problems, tokenizer)
     known = problems if teacher is None else teacher.problems(problems, spec.grpo.samples)
     order = curriculum(known, spec.grpo.prompts, spec.grpo.steps, spec.seed)
@@ -277,11 +270,12 @@ def build_trainer(
         intervention,
         honest=spec.settings.grader == "honest",
         ranks=ranks,
+        form=form,
     )
     clock = PhaseClock()
     collector = GradientCollector(model, rollouts=spec.grpo.rollout_gradients)
     prompts = [
-        {"prompt": intervention.prompt(render_prompt(p, p.token), index), "problem_id": p.id}
+        {"prompt": form.wrap(intervention.prompt(render_prompt(p, p.token), index)), "problem_id": p.id}
         for index, p in enumerate(order)
     ]
     return HookedTrainer(
@@ -296,8 +290,9 @@ def build_trainer(
         teacher=teacher,
         ranks=ranks,
         engine=spec.engine,
+        generate_batch=spec.compute.generate_batch,
         model=model,
-        args=grpo_config(spec.grpo, spec.seed, folder, ranks.count),
+        args=grpo_config(spec.grpo, spec.compute, spec.seed, folder, ranks.count),
         train_dataset=Dataset.from_list(prompts),
         processing_class=tokenizer,
     )

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from projected_grpo.settings.arms import ArmSettings
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.direction import DirectionSettings
 from projected_grpo.settings.engine import TRANSFORMERS, EngineSettings
 from projected_grpo.settings.grpo import GrpoSettings
@@ -24,6 +25,7 @@ class RunSpec:
     seed: int
     settings: ArmSettings
     grpo: GrpoSettings
+    compute: ComputeSettings
     sandbox: SandboxSettings
     direction: DirectionSettings | None  # with the arm's own `axes`; None for arms that act on no direction
     base: Path
@@ -41,9 +43,15 @@ class RunSpec:
 
     def resolved(self) -> dict[str, Any]:
         """All settings that can change a result, without paths (inputs count by content)."""
-        sections = {"arm_settings": self.settings, "grpo": self.grpo, "sandbox": self.sandbox}
+        sections = {
+            "arm_settings": self.settings,
+            "grpo": self.grpo,
+            "compute": self.compute,
+            "sandbox": self.sandbox,
+        }
         resolved = {name: section.model_dump(mode="json") for name, section in sections.items()}
         resolved["grpo"].pop("save_every")
+        resolved["compute"].pop("keep_factors")
         if resolved["arm_settings"]["teacher"]:
             resolved["arm_settings"]["teacher"].pop("pool")
         for name in ("workers", "max_error_share", "allow_weak"):  # how fast and how patiently, not what is decided

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
 
-from projected_grpo.problems.prompts import render_prompt
+from projected_grpo.problems.prompts import PromptForm
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.arms import TeacherSettings
 from projected_grpo.training.pool import TeacherPool, TeacherRollout, teacher_count
@@ -30,10 +30,11 @@ class Teacher:
         seed: int,
         problems: Sequence[Problem],
         tokenizer: PreTrainedTokenizerBase,
+        form: PromptForm,
     ) -> Teacher:
         """The pool at `path`, checked against the live tokenizer and prompts."""
         pool = TeacherPool.load(path, settings.loopholes)
-        pool.check_tokens(tokenizer, {problem.id: render_prompt(problem, problem.token) for problem in problems})
+        pool.check_tokens(tokenizer, form, {problem.id: form.render(problem, problem.token) for problem in problems})
         return cls(pool, settings, seed)
 
     def problems(self, wanted: Sequence[Problem], group_size: int) -> list[Problem]:

@@ -52,6 +52,7 @@ class HookedTrainer(EngineTrainer):
         on_step: Callable[[int, dict[str, float]], None],
         teacher: Teacher | None = None,
         ranks: Ranks = ALONE,
+        generate_batch: int | None = None,
         **trl: Any,
     ) -> None:
         super().__init__(reward_funcs=[environment], **trl)
@@ -65,8 +66,10 @@ class HookedTrainer(EngineTrainer):
         self.on_step = on_step
         self.teacher = teacher
         self.ranks = ranks
+        self.generate_batch = generate_batch  # rollouts sampled together; None: all of this rank's
         self.batch_figures: dict[str, float] = {}
         self._cached: dict[int, TeacherRollout] = {}  # this rank's cached completions of the step, by its rows
+        self._pass_tokens: list[float] = []  # of the step's passes over all ranks, tokens that count
         self._rows: list[dict[str, Any]] = []  # of this step's rollouts, until its update is known
         self._step_started = time.perf_counter()
         self.remove_callback(PrinterCallback)  # `on_step` feeds the one progress line
@@ -97,11 +100,16 @@ class HookedTrainer(EngineTrainer):
         """
         live = [row for row in range(len(prompt_ids)) if row not in self._cached]
         per_group = num_generations * len(live) // len(prompt_ids)
+        together = self.generate_batch or max(len(live), 1)
+        portions = [live[start : start + together] for start in range(0, len(live), together)]
+        sampled: list[list[int]] = []
+        logprobs: list[Any] | None = None
         with self.clock.phase("generate"), self.intervention.rollout():
-            asked = [prompt_ids[row] for row in live]
-            sampled, logprobs = (
-                super()._generate_single_turn(asked, images, fields, per_group, *args, **kwargs) if live else ([], None)
-            )
+            for portion in portions:
+                asked = [prompt_ids[row] for row in portion]
+                ids, known = super()._generate_single_turn(asked, images, fields, per_group, *args, **kwargs)
+                sampled += ids
+                logprobs = None if known is None else [*(logprobs or []), *known]
         if not self._cached:
             return sampled, logprobs
         return _merged(live, sampled, logprobs, self._cached)
@@ -176,6 +184,7 @@ class HookedTrainer(EngineTrainer):
 
     def compute_loss(self, model: Any, inputs: Any, *args: Any, **kwargs: Any) -> Any:
         self.update_hooks.forward(inputs["rollout"])
+        self._pass_tokens.append(float(self.ranks.gather(inputs["completion_mask"].sum()[None]).sum()))
         with self.clock.phase("forward"):
             return super().compute_loss(model, inputs, *args, **kwargs)
 
@@ -184,6 +193,8 @@ class HookedTrainer(EngineTrainer):
             return super().training_step(*args, **kwargs)
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
+        passes = {name: list(self._metrics["train"].get(name, ())) for name in ("entropy", "kl")}
+        tokens, self._pass_tokens = self._pass_tokens, []
         super().log(logs, start_time)
         if "loss" not in logs:  # the summary at the end of training
             return
@@ -199,8 +210,7 @@ class HookedTrainer(EngineTrainer):
             **self.update_hooks.figures,
             **self.probe.read(step, rollouts, hacked, advantages, self.intervention.bases()),
             "loss": self._loss(logs["loss"]),
-            "entropy": logs["entropy"],
-            "kl": logs.get("kl", 0.0),
+            **{name: token_mean(values, tokens) for name, values in passes.items()},
         }
         bad = [name for name, value in figures.items() if not math.isfinite(value)]
         if bad:
@@ -319,6 +329,13 @@ def batch_figures(graded: GradedBatch, group_size: int, eos: int) -> dict[str, f
         "teacher_hacked": float(sum(verdict.hacked for verdict in cached)),
         "teacher_correct": float(sum(verdict.correct for verdict in cached)),
     }
+
+
+def token_mean(values: Sequence[float], tokens: Sequence[float]) -> float:
+    """Mean over the tokens of all passes of the mean of each; TRL's own would count short passes like long ones."""
+    if len(values) < 2:
+        return values[0] if values else 0.0
+    return sum(value * count for value, count in zip(values, tokens, strict=True)) / sum(tokens)
 
 
 def phases(taken: dict[str, float]) -> dict[str, float]:
