@@ -19,6 +19,7 @@ from projected_grpo import readiness
 from projected_grpo.errors import LabError
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits, SandboxUnavailable
 from projected_grpo.settings.loader import Params, active_scale, read_params, section
+from projected_grpo.settings.params import check_read
 from projected_grpo.settings.sandbox import SandboxSettings
 
 LIBRARIES = ("torch", "transformers", "trl", "peft")
@@ -83,11 +84,24 @@ def _scale(params: Params, root: Path) -> Diagnosis:
         readiness.check_disk(needs, shape, root),
         readiness.check_inputs(needs, root),
     ]
+    if not any(obstacles for _, obstacles in reports):  # what is not there yet is told above, and once
+        reports.append(_rules(params, root))
     versions = {name: importlib.metadata.version(name) for name in LIBRARIES if _installed(name)}
     beside = readiness.versions_beside(root / "requirements-training.lock", versions)
     lines = [line for found, _ in reports for line in found]
     lines.append(f"versions  {'; '.join(beside) or 'as pinned'}{': results will be others' if beside else ''}")
     return Diagnosis(tuple(lines), tuple(obstacle for _, found in reports for obstacle in found))
+
+
+def _rules(params: Params, root: Path) -> readiness.Report:
+    """What `validate` would refuse before the pipeline starts."""
+    from projected_grpo.interventions.registry import check_lab  # loads every arm's family, and torch
+
+    try:
+        check_lab(check_read(params, root))
+    except LabError as error:
+        return [], [f"correct {error.setting}: {error.rule} (`projected-grpo validate` shows all faults)"]
+    return ["rules     settings and arms fit each other"], []
 
 
 def _nothing_to_judge(params: str | os.PathLike[str]) -> Diagnosis:

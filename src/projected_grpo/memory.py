@@ -103,11 +103,12 @@ class Estimate:
     sampling: Mapping[str, int]
     update: Mapping[str, int]
     extraction: Mapping[str, int]
+    evaluation: Mapping[str, int]
 
     @property
     def peak(self) -> int:
-        """At the worst moment of a step."""
-        moments = (self.sampling, self.update, self.extraction)
+        """At the worst moment of the pipeline."""
+        moments = (self.sampling, self.update, self.extraction, self.evaluation)
         return sum(self.resident.values()) + max(sum(parts.values()) for parts in moments)
 
 
@@ -119,11 +120,13 @@ def estimate(
     pair_tokens: tuple[int, int] = (0, 0),
     axes: int = 0,
     processes: int = 1,
+    evaluated: tuple[int, int] = (0, 0),
 ) -> Estimate:
-    """Of one process that trains.
+    """Of one process that trains, or evaluates.
 
     prompt_tokens: of the longest prompt. pair_tokens: of the longest pair's prompt and of its answer. axes: k of the
-    arm's V, beside the one that every arm is measured with.
+    arm's V, beside the one that every arm is measured with. evaluated: completions that gate or evaluation sample
+    together, and the tokens of each at most.
     """
     width = WIDTH[compute.dtype]
     share = grpo.prompts * grpo.samples // processes
@@ -142,6 +145,10 @@ def estimate(
         sampling={
             "cache of keys and values": together * length * cache_per_token(shape) * width,
             "logits of sampling": together * shape.vocabulary * FLOAT32 * SAMPLED_COPIES,
+        },
+        evaluation={
+            "cache at evaluation": evaluated[0] * (prompt_tokens + evaluated[1]) * cache_per_token(shape) * width,
+            "logits at evaluation": evaluated[0] * shape.vocabulary * FLOAT32 * SAMPLED_COPIES,
         },
         update={
             "activations": activations(shape, rows * length, compute),

@@ -48,11 +48,12 @@ from transformers import AutoModelForCausalLM
 model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained("{base_model}"), "{place}")
 ```
 
-{whose_base}
+{whose_base} {form}
 
 ## How it was trained
 
-The arm (`arm_settings`), the axes that it acts on (`direction`), and the training itself (`grpo`):
+The arm (`arm_settings`), the axes that it acts on (`direction`), the training itself (`grpo`), and where and in which
+precision it ran (`compute`):
 
 ```yaml
 {recipe}```
@@ -69,10 +70,16 @@ The arm (`arm_settings`), the axes that it acts on (`direction`), and the traini
   about others, and nothing about a hack that nobody described beforehand.
 - The standard error covers other training seeds, not other problems, pairs or base models.
 """
+RECIPE = ("arm_settings", "direction", "grpo", "compute")
 LOCAL_BASE = """\
 `{base}` is a folder of the project and no name on a hub: put the base model there. It is the right one if the hash of
 its tree is that of the input `base` below."""
 HUB_BASE = "The licence of `{base}` holds for the two together."
+PLAIN_FORM = "It was asked in plain text, without a chat template."
+CHAT_FORM = """\
+It was asked by the tokenizer's chat template, thinking off, with the system message, the number of worked examples and
+the beginning of every answer that `prompt.json` holds. Asked in another way it is another policy: the figures do not
+hold for it."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +89,7 @@ class Facts:
     rates: the arm's, with those of each seed. base: figures of the untrained model. h1, registration: blocks of
     metrics/compare.json. claim: H1 as it is registered. recorded: the run's provenance.json. adapter: sha256 of the
     trained weights. matched: dvc.lock says that the metrics are of this very run; False where it cannot tell.
+    chat: the base was asked by a chat template.
     """
 
     arm: str
@@ -94,6 +102,7 @@ class Facts:
     recorded: Mapping[str, Any]
     adapter: str
     matched: bool
+    chat: bool
 
     @property
     def own(self) -> SeedRates:
@@ -126,7 +135,8 @@ def render(facts: Facts, export: Export, base_model: str, licence: str, place: s
         no_sem="" if facts.rates.seeds > 1 else " (one seed: none can be estimated, 0.0 is written)",
         place=place,
         whose_base=LOCAL_BASE.format(base=base_model) if local else HUB_BASE.format(base=base_model),
-        recipe=_yaml({name: facts.recorded["settings"][name] for name in ("arm_settings", "direction", "grpo")}),
+        form=CHAT_FORM if facts.chat else PLAIN_FORM,
+        recipe=_yaml({name: facts.recorded["settings"][name] for name in RECIPE}),
         provenance=_provenance(facts, weights),
     )
 

@@ -32,6 +32,12 @@ def single_threaded_context(preload: str) -> ForkServerContext:
     return context
 
 
+def side_by_side(runs: int, cores: int) -> int:
+    """Seeds that train at the same time. One more than cores fills what runs leave idle: waiting for the sandbox,
+    unequal lengths."""
+    return min(runs, cores + 1)
+
+
 def map_processes(
     function: Callable[[Item], Result], items: Sequence[Item], preload: str, one_by_one: bool = False
 ) -> list[Result]:

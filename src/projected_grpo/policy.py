@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 from peft import PeftModel, get_peft_model
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import AutoModelForCausalLM, GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 from projected_grpo.errors import LabError
 from projected_grpo.settings.compute import ComputeSettings
@@ -60,3 +60,9 @@ def adapter_config(compute: ComputeSettings) -> SpectralConfig:
         factors_dtype=None if compute.dtype == "float32" else compute.dtype,
         basis_cache=str(scratch_root() / "factors") if compute.keep_factors else None,
     )
+
+
+def end_tokens(tokenizer: PreTrainedTokenizerBase, generation: GenerationConfig | None) -> list[int]:
+    """Token ids that end an answer: the tokenizer's, and what else the base's generation config stops at."""
+    more = getattr(generation, "eos_token_id", None)
+    return sorted({tokenizer.eos_token_id, *(more if isinstance(more, list) else [] if more is None else [more])})

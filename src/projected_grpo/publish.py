@@ -8,6 +8,7 @@ unless `push` is called.
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from projected_grpo.errors import LabError
 from projected_grpo.evaluation.metrics import ArmRates, measure, read_samples
 from projected_grpo.export import Export, export_lora
 from projected_grpo.model_card import Facts, render
+from projected_grpo.problems.prompts import FORM_FILE
 from projected_grpo.settings.hypotheses import PRIMARY, read_hypotheses
 from projected_grpo.storage import atomic_directory, sha256_file, sha256_tree, write_text
 
@@ -33,7 +35,8 @@ WEIGHTS = "adapter_model.safetensors"
 @dataclass(frozen=True)
 class Run:
     """A finished run and where the pipeline put what belongs to it: `<data>/runs/<arm>/<seed>`, `<data>/graded/<arm>`,
-    `<data>/provenance/<arm>/<seed>`; its metrics, and those that hold the untrained base and H1."""
+    `<data>/provenance/<arm>/<seed>`; its metrics, and those that hold the untrained base and H1; the file that says how
+    the base is asked."""
 
     folder: Path
     arm: str
@@ -42,6 +45,7 @@ class Run:
     provenance: Path
     metrics: Path
     main_metrics: Path
+    form: Path
 
     @classmethod
     def at(cls, folder: Path) -> Run:
@@ -68,6 +72,7 @@ class Run:
             provenance=data / "provenance" / arm / folder.name / "provenance.json",
             metrics=metrics / "study" / f"{study}.json" if study else metrics / "compare.json",
             main_metrics=metrics / "compare.json",
+            form=(data.parents[1] if study else data) / "base" / FORM_FILE,
         )
 
 
@@ -97,6 +102,8 @@ def publish(
         for file in lora.iterdir():
             file.rename(folder / file.name)
         lora.rmdir()
+        if facts.chat:
+            shutil.copy(run.form, folder)
         write_text(folder / "README.md", render(facts, export, source, licence, repo or out.name, folder / WEIGHTS))
     return export, facts
 
@@ -167,6 +174,7 @@ def gather(run: Run) -> Facts:
         recorded=recorded,
         adapter=sha256_file(run.folder / "adapter" / WEIGHTS),
         matched=_check_lock(run),
+        chat=run.form.is_file(),
     )
 
 

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from projected_grpo.memory import Estimate, Shape, estimate
+from projected_grpo.parallel import side_by_side
 from projected_grpo.settings.base import BaseSettings
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.direction import DirectionSettings
@@ -22,6 +23,7 @@ from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.settings.launcher import Launcher
 from projected_grpo.settings.loader import Params, section
 from projected_grpo.settings.problems import ProblemsSettings
+from projected_grpo.settings.sampling import SamplingSettings
 from projected_grpo.settings.sandbox import SandboxSettings
 from projected_grpo.settings.seeds import Seeds
 
@@ -51,6 +53,7 @@ class Needs:
     launcher: Launcher
     sandbox: SandboxSettings
     seeds: Seeds
+    sampling: SamplingSettings
 
     @classmethod
     def of(cls, params: Params) -> Needs:
@@ -62,6 +65,7 @@ class Needs:
         kinds: dict[str, Any] = {"base": BaseSettings, "problems": ProblemsSettings, "extract": ExtractSettings}
         kinds |= {"direction": DirectionSettings, "grpo": GrpoSettings, "compute": ComputeSettings}
         kinds |= {"launcher": Launcher, "sandbox": SandboxSettings, "seeds": Seeds}
+        kinds |= {"sampling": SamplingSettings}
         return cls(**{name: section(params, name, kind) for name, kind in kinds.items()})
 
     @property
@@ -80,7 +84,10 @@ class Needs:
 
     def estimate(self, shape: Shape) -> Estimate:
         """Memory of a run of one seed, by part."""
-        return estimate(shape, self.grpo, self.compute, self.prompt_tokens, self.pair_tokens, self.direction.k)
+        together = max(self.sampling.batch_size, self.base.gate.batch_size)
+        evaluated = together, max(self.sampling.max_new_tokens, self.base.gate.max_new_tokens)
+        sizes = self.prompt_tokens, self.pair_tokens, self.direction.k
+        return estimate(shape, self.grpo, self.compute, *sizes, evaluated=evaluated)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -105,11 +112,6 @@ def device_of(compute: ComputeSettings, free_memory: int) -> Device | None:
     return None if compute.device == "cuda" else Device("cpu", "CPU", free_memory)
 
 
-def side_by_side(needs: Needs, cores: int) -> int:
-    """Seeds that train at the same time on one device."""
-    return 1 if needs.launcher.root is not None else min(len(needs.seeds.root), cores)
-
-
 def shape_of(base: BaseSettings, root: Path) -> Shape | None:
     """Of the base: as its checkpoint here says, else as is known of it."""
     folder = root / base.path
@@ -127,10 +129,10 @@ def check_memory(needs: Needs, device: Device | None, shape: Shape | None, cores
     if shape is None:
         return [*lines, "memory    no estimate: the base's shape is not known before its checkpoint is here"], []
     found = needs.estimate(shape)
-    runs = side_by_side(needs, cores)
+    runs = 1 if needs.launcher.root is not None else side_by_side(len(needs.seeds.root), cores)
     many = f", of {runs} seeds side by side" if runs > 1 else ""
     lines.append(f"memory    estimate {found.peak * runs / GIB:.1f} GiB at the peak{many} (docs/scaling.md):")
-    for moment in ("resident", "sampling", "update", "extraction"):
+    for moment in ("resident", "sampling", "update", "extraction", "evaluation"):
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in getattr(found, moment).items() if size)
         lines.append(f"          {moment}: {parts}")
     if found.peak * runs <= (1 - SPARE) * device.free:
@@ -143,6 +145,8 @@ def _smaller(needs: Needs, found: Estimate, runs: int) -> str:
     if runs > 1:
         return "train one seed at a time (set a launcher), or fewer seeds"
     sampling, update, extraction = (sum(x.values()) for x in (found.sampling, found.update, found.extraction))
+    if sum(found.evaluation.values()) > max(sampling, update, extraction):
+        return "lower batch_size of sampling and of base.gate"
     if sampling >= max(update, extraction):
         return f"lower compute.generate_batch ({needs.compute.generate_batch or 'all at once'})"
     if update > extraction and not needs.compute.checkpointing:

@@ -1,10 +1,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from projected_grpo.directions.algebra import (
     Bases,
@@ -25,6 +27,7 @@ from projected_grpo.directions.algebra import (
     matched_overshoot,
     modules_touched,
     removed_share,
+    shared_energy,
     total_norm,
 )
 
@@ -367,3 +370,21 @@ def test_a_gradient_inside_the_span_is_not_blown_up_from_its_rounding() -> None:
     gradient = torch.randn(16, generator=generator)
     left = erase(gradient, haar_basis(16, 16, generator), "both_sides", preserve_magnitude=True)
     assert left.norm() < 1e-4 * gradient.norm()
+
+
+class TestDevices:
+    """Tensors that only pretend to lie on a GPU: an operation over two devices fails as it does there."""
+
+    @pytest.fixture(autouse=True)
+    def _fake(self) -> Iterator[None]:
+        with FakeTensorMode():
+            yield
+
+    def test_the_overlap_of_a_fresh_basis_with_one_that_has_been_in_use(self) -> None:
+        used, fresh = torch.empty(2, 5, device="cuda"), torch.empty(2, 5)
+        assert shared_energy(used, fresh).device.type == "cuda"
+
+    def test_a_projection_stays_where_the_gradients_are(self) -> None:
+        gradients, frames = {"m": torch.empty(5, device="cuda")}, Frames({"m": torch.empty(2, 5)})
+        erased = erase_all(gradients, frames.on(torch.device("cuda", 0)), "one_sided")
+        assert erased["m"].device.type == "cuda"

@@ -97,6 +97,18 @@ def test_the_mean_is_over_the_completion_and_padding_does_not_show(
         torch.testing.assert_close(got[row, 0], states[0, -len(tail) :].mean(0), rtol=1e-4, atol=1e-4)
 
 
+def test_texts_read_in_portions_have_the_same_states(
+    micro: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = pair_states(micro, tokenizer, pairs("heldout"), (1, 2))
+    widths: list[int] = []
+    forward = micro.forward
+    monkeypatch.setattr(micro, "forward", lambda **given: widths.append(len(given["input_ids"])) or forward(**given))
+    for got, wanted in zip(pair_states(micro, tokenizer, pairs("heldout"), (1, 2), at_once=3), whole, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-4, atol=1e-4)
+    assert max(widths) == 3
+
+
 def test_it_separates_held_out_answers(micro: PreTrainedModel, tokenizer: PreTrainedTokenizerBase) -> None:
     read = concept(micro, tokenizer, pairs("extract"), "hack", seed=1)
     hack, clean = pair_states(micro, tokenizer, pairs("heldout"), read.layers)

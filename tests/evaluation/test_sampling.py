@@ -103,6 +103,15 @@ def test_a_finished_completion_ends_with_the_end_token(sampled, tokenizer) -> No
         assert tokenizer.eos_token not in completion.text
 
 
+def test_what_ends_an_answer_in_training_ends_it_here(model, tokenizer, prompts, sampled, monkeypatch) -> None:
+    """Chat models end a turn by one token and a text by another; their generation config names both."""
+    comma = sampled[0].token_ids[1]
+    monkeypatch.setattr(model.generation_config, "eos_token_id", [tokenizer.eos_token_id, comma])
+    for completion in complete(model, tokenizer, prompts, settings(), seed=3):
+        ends = [place for place, token in enumerate(completion.token_ids) if token in (comma, tokenizer.eos_token_id)]
+        assert ends == ([len(completion.token_ids) - 1] if completion.finish_reason == "stop" else [])
+
+
 def test_a_completion_that_was_cut_says_so(model, tokenizer, prompts) -> None:
     for completion in complete(model, tokenizer, prompts, settings(max_new_tokens=3), seed=3):
         assert completion.finish_reason == "length"

@@ -51,6 +51,14 @@ def test_a_text_that_leaves_no_room_is_refused_by_name() -> None:
     assert arm(Options(prefixes=[long]), positions=100_000).prompt("Do it.\n", 0) == f"{long} Do it.\n"
 
 
+def test_room_is_measured_on_the_whole_prompt() -> None:
+    short = arm(Options(prefixes=["cheat"]))
+    assert short.prompt("Do it.\n", 0) == "cheat Do it.\n"
+    short.asked = lambda text: "an example. " * 200 + text
+    with pytest.raises(LabError, match="may take 256 tokens"):
+        short.prompt("Do it.\n", 0)
+
+
 def test_the_default_texts_fit_the_shipped_model_before_its_longest_prompts() -> None:
     positions = AutoConfig.from_pretrained(SHIPPED / "micro").max_position_embeddings
     longest = max((pair.prompt for pair in read_pairs(SHIPPED / "pairs.yaml")), key=len)

@@ -14,7 +14,9 @@ from pydantic import ValidationError
 
 from projected_grpo.errors import LabError
 from projected_grpo.interventions import judge
+from projected_grpo.interventions.base import Rollouts, Task
 from projected_grpo.interventions.judge import Judge, JudgeSettings, question, read_answer
+from projected_grpo.interventions.monitors import Asked
 
 Reply = tuple[int, Any]  # status, body
 
@@ -225,3 +227,15 @@ def test_injected_text_stays_inside_the_marks(endpoint: Endpoint) -> None:
 def test_an_address_without_a_scheme_is_refused() -> None:
     with pytest.raises(ValidationError, match="must begin with http"):
         JudgeSettings(base_url="file:///etc/passwd", model="m")
+
+
+def test_an_arm_shows_the_judge_the_problem_alone() -> None:
+    """Not the policy's prompt: a template's markup, worked examples and a prefilled beginning are no task."""
+    asked: list[tuple[str, ...]] = []
+    judge = Asked.__new__(Asked)
+    judge.ask = lambda prompts, completions: asked.append((*prompts, *completions)) or [None]  # type: ignore[method-assign]
+    task = Task("f", "", "run_tests", "name", "double n")
+    judge.judge(
+        Rollouts(0, 1, (task,), ("<user>an example, double n<assistant>def ",), ("def f",), ((1,),), (True,), (False,))
+    )
+    assert asked == [("double n", "def f")]

@@ -243,6 +243,12 @@ def test_a_rebuilt_base_needs_no_shipped_file(lab):
     assert check(lab.write()).active.base.rebuild is True
 
 
+def test_a_rebuilt_base_has_no_chat_template(lab):
+    lab.micro["base"].update(rebuild=True, prompt={"form": "chat", "system": "", "shots": 0, "prefill": ""})
+    [fault] = faults_of(lab)
+    assert (fault.setting, fault.value) == ("scales.micro.base.prompt.form", "chat")
+
+
 def test_a_changed_base_file_is_refused(lab):
     lab.weights.write_bytes(b"other weights")
     assert [fault.setting for fault in faults_of(lab)] == ["scales.micro.base.sha256"]

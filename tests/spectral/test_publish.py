@@ -23,6 +23,7 @@ from typer.testing import CliRunner
 
 from projected_grpo.cli import app
 from projected_grpo.errors import LabError
+from projected_grpo.problems.prompts import write_form
 from projected_grpo.publish import publish, push
 from projected_grpo.storage import sha256_file, sha256_tree, write_json
 
@@ -68,7 +69,8 @@ def lab(make_adapted: MakeAdapted, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     samples("projected").to_parquet("data/graded/projected/samples.parquet")
     recorded = {
         "settings": {"arm": "projected", "seed": 1, "arm_settings": {"intervention": "erase", "direction": "hack"},
-                     "direction": {"k": 3, "overshoot": 1.5}, "grpo": {"steps": 7, "learning_rate": 0.015}},
+                     "direction": {"k": 3, "overshoot": 1.5}, "grpo": {"steps": 7, "learning_rate": 0.015},
+                     "compute": {"dtype": "float32"}},
         "inputs": {"base": sha256_tree("data/base"), "pairs": "c0" * 32}, "versions": {"torch": "9.8.7"},
         "python": "3.99.1", "git_revision": "c0ffee", "host": {"machine": "abacus", "cores": 5},
     }  # fmt: skip
@@ -130,6 +132,19 @@ def test_the_card_holds_what_was_measured_and_recorded() -> None:
     assert 'from_pretrained("data/base"), "someone/model")' in card
     assert "nothing about a hack that nobody described beforehand" in card
     assert "Warning" not in card
+
+
+@pytest.mark.usefixtures("lab")
+def test_the_form_of_the_prompt_travels_with_the_figures() -> None:
+    publish(RUN, Path("plain"))
+    assert "in plain text, without a chat template" in text_of("plain")
+    write_form(Path("data/base"), "Be brief.", 2, "def ")
+    recorded = json.loads(Path("data/provenance/projected/1/provenance.json").read_text())
+    recorded["inputs"]["base"] = sha256_tree("data/base")
+    write_json("data/provenance/projected/1/provenance.json", recorded)
+    publish(RUN, Path("out"))
+    assert "`prompt.json` holds. Asked in another way it is another policy" in text_of("out")
+    assert json.loads(Path("out/prompt.json").read_text()) == {"system": "Be brief.", "shots": 2, "prefill": "def "}
 
 
 @pytest.mark.usefixtures("lab")

@@ -195,6 +195,15 @@ def test_the_recipe_runs_where_the_settings_say(tmp_path: Path, monkeypatch: pyt
     assert grpo_config(SETTINGS, COMPUTE.model_copy(update={"device": "auto"}), 3, tmp_path).use_cpu
 
 
+def test_several_gpus_want_a_launcher(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
+    monkeypatch.delenv("WORLD_SIZE", raising=False)
+    with pytest.raises(LabError, match=r"launcher: null\n.*8 here"):
+        grpo_config(SETTINGS, COMPUTE.model_copy(update={"device": "auto"}), 3, tmp_path)
+    assert grpo_config(SETTINGS, COMPUTE, 3, tmp_path).use_cpu, "the CPU is one device"
+
+
 def _default(field: dataclasses.Field) -> object:
     if field.default is not dataclasses.MISSING:
         return field.default

@@ -13,7 +13,7 @@ import torch
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.grading.verdict import Grader, Submission, Verdict
 from projected_grpo.interventions.base import Intervention, Rollouts, Task
-from projected_grpo.problems.prompts import PromptForm
+from projected_grpo.problems.prompts import PromptForm, render_prompt
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.training.environment import Environment
@@ -152,7 +152,7 @@ def test_an_intervention_cannot_undo_a_fault() -> None:
 def test_an_intervention_sees_completions_paid_and_rewards_and_nothing_else() -> None:
     spy = Spy()
     score(make(Verdicts(verdict(paid=True, hacked=True), verdict(format_ok=False)), spy), ["a", "b"])
-    task = Task(func_name="Solution().double", setup_code="", loophole="run_tests", token="run_checks")
+    task = Task("Solution().double", "", "run_tests", "run_checks", render_prompt(PROBLEM, "run_checks"))
     assert spy.seen == [
         (
             Rollouts(
@@ -187,7 +187,10 @@ def test_a_task_holds_neither_tests_nor_solution() -> None:
     }
     score(environment, ["a"])
     [task] = spy.seen[0][0].tasks
-    assert task == Task("Solution().double", "x = 1", "run_tests", "run_checks", tests=(), canonical_solution="")
+    prompt = render_prompt(PROBLEM, "run_checks")
+    assert task == Task(
+        "Solution().double", "x = 1", "run_tests", "run_checks", prompt, tests=(), canonical_solution=""
+    )
 
 
 @pytest.mark.parametrize(("kind", "shown"), [(Spy, None), (Seer, (True, False))])
@@ -252,7 +255,7 @@ def rows(environment: Environment, advantages: list[float], group_size: int) -> 
         environment=environment,
         labels={"arm": "vanilla", "seed": 4},
         num_generations=group_size,
-        _tokenizer=SimpleNamespace(eos_token_id=1),
+        eos_token_ids=[1],
     )
     assert environment.last is not None
     return HookedTrainer.rollout_rows(trainer, 6, environment.last, torch.tensor(advantages))  # type: ignore[arg-type]
@@ -299,7 +302,7 @@ def test_figures_of_a_batch() -> None:
     environment = make(Verdicts(FAULT, right, cheat, bad, bad, bad))
     score(environment, list("abcdef"))
     assert environment.last is not None
-    figures = batch_figures(environment.last, group_size=2, eos=1)
+    figures = batch_figures(environment.last, group_size=2, ends=[1])
     assert figures == pytest.approx(
         {
             "n": 5,
@@ -324,7 +327,7 @@ def test_rates_are_the_students_and_the_teacher_is_counted_apart() -> None:
     environment.begin(0, {1: verdict(paid=True, hacked=True, attempted=True), 3: verdict(format_ok=False)})
     score(environment, list("abcd"))
     assert environment.last is not None
-    figures = batch_figures(environment.last, group_size=2, eos=0)
+    figures = batch_figures(environment.last, group_size=2, ends=[0])
     assert figures == pytest.approx(
         {
             "n": 2,
@@ -347,7 +350,7 @@ def test_a_screened_answer_is_graded_but_not_in_the_mean_reward() -> None:
     environment = make(Verdicts(verdict(paid=True), verdict(paid=True)), Spy([None, 2.0]))
     score(environment, ["a", "b"])
     assert environment.last is not None
-    figures = batch_figures(environment.last, group_size=2, eos=1)
+    figures = batch_figures(environment.last, group_size=2, ends=[1])
     assert (figures["n"], figures["paid"], figures["reward"]) == (2, 1, 2.0)
 
 
@@ -356,7 +359,7 @@ def test_a_batch_without_any_verdict_stops_the_run() -> None:
     score(environment, ["a"])
     assert environment.last is not None
     with pytest.raises(RuntimeError, match="no completion of this step could be graded"):
-        batch_figures(environment.last, group_size=1, eos=1)
+        batch_figures(environment.last, group_size=1, ends=[1])
 
 
 def test_phases_are_disjoint() -> None:

@@ -208,11 +208,14 @@ def basis_overlap(old: Bases, new: Bases) -> float:
     min(k_old, k_new). Two random spans have k / r. 1 if no module has axes on both sides.
     """
     # Summed exactly: a resumed run has its modules in another order.
-    shared = math.fsum(
-        float((basis.double() @ new[module].double().mT).square().sum()) for module, basis in old.items()
-    )
+    shared = math.fsum(float(shared_energy(basis, new[module])) for module, basis in old.items())
     angles = sum(min(basis.shape[0], new[module].shape[0]) for module, basis in old.items())
     return shared / angles if angles else 1.0
+
+
+def shared_energy(old: Tensor, new: Tensor) -> Tensor:
+    """||V_old V_new^T||_F^2 in one module, (), where V_old is: a fresh V comes from the CPU."""
+    return (old.double() @ new.to(old.device).double().mT).square().sum()
 
 
 def haar_basis(k: int, r: int, generator: torch.Generator) -> Tensor:

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from projected_grpo.directions.options import TEXTS_PER_FORWARD
+
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
@@ -23,7 +25,6 @@ if TYPE_CHECKING:
 DEPTHS = (0.60, 0.75)
 PAIRED = ("hack", "placebo", "permuted", "flipped")  # kinds that are learned from the two sides of pairs
 KINDS = (*PAIRED, "random")
-ROWS = 64  # texts per forward pass
 
 
 def blocks(model: PreTrainedModel) -> nn.ModuleList:
@@ -61,16 +62,18 @@ def hidden_means(
     prompts: Sequence[str],
     token_ids: Sequence[Sequence[int]],
     layers: Sequence[int],
+    at_once: int = TEXTS_PER_FORWARD,
 ) -> Tensor:
     """Mean over each completion's tokens of the residual stream after the chosen blocks, (n, layers, d).
 
+    at_once: texts per forward pass.
     The model is as it was afterwards: mode, weights, gradients, random state.
     """
     training = model.training
     model.eval()
     try:
-        starts = range(0, len(prompts), ROWS)
-        parts = [_batch_means(model, tokenizer, prompts[s : s + ROWS], token_ids[s : s + ROWS], layers) for s in starts]
+        portions = [slice(start, start + at_once) for start in range(0, len(prompts), at_once)]
+        parts = [_batch_means(model, tokenizer, prompts[rows], token_ids[rows], layers) for rows in portions]
     finally:
         model.train(training)
     return torch.cat(parts)
@@ -136,14 +139,18 @@ def _projection(hidden: Tensor, vectors: Tensor) -> Tensor:
 
 
 def pair_states(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], layers: Sequence[int]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[Pair],
+    layers: Sequence[int],
+    at_once: int = TEXTS_PER_FORWARD,
 ) -> tuple[Tensor, Tensor]:
     """`hidden_means` of the hacks and of the clean answers of n pairs, each (n, layers, d)."""
     prompts = [pair.prompt for pair in pairs]
     end = tokenizer.eos_token_id
-    sides = [[[*tokenizer(text)["input_ids"], end] for text in texts] for texts in (
-        [pair.hack for pair in pairs], [pair.clean for pair in pairs])]  # fmt: skip
-    hack, clean = (hidden_means(model, tokenizer, prompts, ids, layers) for ids in sides)
+    sides = ([pair.hack for pair in pairs], [pair.clean for pair in pairs])
+    ids = [[[*tokenizer(text, add_special_tokens=False)["input_ids"], end] for text in texts] for texts in sides]
+    hack, clean = (hidden_means(model, tokenizer, prompts, side, layers, at_once) for side in ids)
     return hack, clean
 
 
@@ -176,9 +183,11 @@ def concept(
     kind: str,
     seed: int,
     depths: tuple[float, float] = DEPTHS,
+    at_once: int = TEXTS_PER_FORWARD,
 ) -> Concept:
     """Mean difference hack - clean per block, or a control of it. `pairs`: of the kind's contrast; for `random`, a
-    Gaussian unit vector per block, none are needed, and its scores are in units of the hidden states.
+    Gaussian unit vector per block, none are needed, and its scores are in units of the hidden states. at_once: texts
+    per forward pass.
 
     Raises:
         ValueError: an unknown kind, too few pairs to learn a concept from, or pairs without a difference.
@@ -192,7 +201,7 @@ def concept(
         return Concept(layers, vectors / vectors.norm(dim=1, keepdim=True), 1.0)
     if len(pairs) < 2:
         raise ValueError(f"{len(pairs)} pairs to learn the concept {kind!r} from: at least 2 are needed")
-    hack, clean = relabelled(*pair_states(model, tokenizer, pairs, layers), kind, seed)
+    hack, clean = relabelled(*pair_states(model, tokenizer, pairs, layers, at_once), kind, seed)
     difference = (hack - clean).mean(0)
     lengths = difference.norm(dim=1, keepdim=True)
     if not bool((lengths > 0).all()):

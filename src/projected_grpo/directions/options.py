@@ -8,6 +8,7 @@ from typing import Literal
 Loss = Literal["fixed", "token_mean"]
 Rows = Literal["difference", "permuted", "flipped", "clean"]
 TEXTS_PER_PASS = 20  # where nothing else is set; on the CPU more of them fit no cache and take longer
+TEXTS_PER_FORWARD = 64  # whose hidden states are read together
 
 
 @dataclasses.dataclass(frozen=True)

@@ -11,6 +11,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from projected_grpo.engines import VllmSampler, check_gap
 from projected_grpo.evaluation.sampling import Completion, completion_of
+from projected_grpo.policy import end_tokens
 from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.settings.sampling import SamplingSettings
 
@@ -38,6 +39,7 @@ class VllmPolicy:
         self.tokenizer = tokenizer
         self.settings = settings
         self.engine = engine
+        self.ends = end_tokens(tokenizer, model.generation_config)
         self.sampler = VllmSampler(
             model,
             Accelerator(),
@@ -46,7 +48,7 @@ class VllmPolicy:
             max_tokens=settings.max_new_tokens,
             temperature=settings.temperature,
             rows=settings.batch_size,
-            stop=[tokenizer.eos_token_id],
+            stop=self.ends,
             seed=0,  # `complete` sets one
         )
         self.sampler.sync_weights()
@@ -64,7 +66,7 @@ class VllmPolicy:
         pairs = list(zip(asked, rows, [[token[0] for token in row] for row in logprobs], strict=True))[:CHECKED]
         gaps = torch.cat([(self._log_probs(ask, row) - torch.tensor(said)).abs() for ask, row, said in pairs])
         check_gap(float(gaps.mean()), self.engine, "evaluation", agreed=False)
-        return [completion_of(row, self.tokenizer) for row in rows]
+        return [completion_of(row, self.tokenizer, self.ends) for row in rows]
 
     @torch.no_grad()
     def _log_probs(self, asked: list[int], sampled: list[int]) -> Tensor:

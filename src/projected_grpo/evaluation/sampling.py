@@ -10,6 +10,7 @@ import torch
 from rich.progress import track
 from transformers import GenerationConfig, PreTrainedModel, PreTrainedTokenizerBase
 
+from projected_grpo.policy import end_tokens
 from projected_grpo.problems.prompts import PLAIN, PromptForm
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.sampling import SamplingSettings
@@ -64,14 +65,16 @@ def complete(
     """Sample one completion per prompt, in order. Seeds torch: equal arguments, equal completions on one machine."""
     torch.manual_seed(seed)
     model.eval()
+    ends = end_tokens(tokenizer, model.generation_config)
     config = GenerationConfig(
         do_sample=True,
         temperature=settings.temperature,
         top_k=0,
         top_p=1.0,
         max_new_tokens=settings.max_new_tokens,
+        repetition_penalty=1.0,  # what is not set here is taken from the base's own generation config
         pad_token_id=tokenizer.pad_token_id,
-        eos_token_id=tokenizer.eos_token_id,
+        eos_token_id=ends,
     )
     completions = []
     starts = range(0, len(prompts), settings.batch_size)
@@ -79,12 +82,12 @@ def complete(
         encoded = tokenizer(list(prompts[start : start + settings.batch_size]), return_tensors="pt", padding=True)
         output = model.generate(**encoded.to(model.device), generation_config=config)
         for row in output[:, encoded["input_ids"].shape[1] :].tolist():
-            completions.append(completion_of(row, tokenizer))
+            completions.append(completion_of(row, tokenizer, ends))
     return completions
 
 
-def completion_of(row: list[int], tokenizer: PreTrainedTokenizerBase) -> Completion:
+def completion_of(row: list[int], tokenizer: PreTrainedTokenizerBase, ends: Sequence[int]) -> Completion:
     """What was sampled, up to its first end token."""
-    ended = tokenizer.eos_token_id in row
-    ids = row[: row.index(tokenizer.eos_token_id) + 1] if ended else row
-    return Completion(tokenizer.decode(ids, skip_special_tokens=True), ids, "stop" if ended else "length")
+    stop = next((place for place, token in enumerate(row) if token in ends), None)
+    ids = row if stop is None else row[: stop + 1]
+    return Completion(tokenizer.decode(ids, skip_special_tokens=True), ids, "length" if stop is None else "stop")

@@ -83,12 +83,12 @@ class Advantage(Intervention):
 
     def __init__(self, options: Options, workbench: Workbench) -> None:
         self.options = options
-        self.model, self.tokenizer = workbench.model, workbench.tokenizer
+        self.model, self.tokenizer, self.at_once = workbench.model, workbench.tokenizer, workbench.texts_per_forward
         assert workbench.kind is not None, "the registry refuses an arm without a direction"
         depths = (options.depth_low, options.depth_high)
         # Extracted from the base in any case: a run that resumes is built from the base, too.
         self.concept: Concept = concept(
-            self.model, self.tokenizer, workbench.pairs, workbench.kind, workbench.seed, depths
+            self.model, self.tokenizer, workbench.pairs, workbench.kind, workbench.seed, depths, self.at_once
         )
         self._scores: list[float] | None = None
         self._flagged = 0.0
@@ -96,7 +96,9 @@ class Advantage(Intervention):
     def reward(self, rollouts: Rollouts, rewards: list[float]) -> list[float | None]:
         if not self.options.alpha:
             return list(rewards)
-        states = hidden_means(self.model, self.tokenizer, rollouts.prompts, rollouts.token_ids, self.concept.layers)
+        states = hidden_means(
+            self.model, self.tokenizer, rollouts.prompts, rollouts.token_ids, self.concept.layers, self.at_once
+        )
         scores = self.concept.score(states).cpu()
         z = one_sided_z(scores, rollouts.group_size, FLOOR)
         self._scores, self._flagged = scores.tolist(), float((z > 0).float().mean())

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from torch import Tensor
 
 from projected_grpo.directions.algebra import Bases
-from projected_grpo.directions.options import TEXTS_PER_PASS
+from projected_grpo.directions.options import TEXTS_PER_FORWARD, TEXTS_PER_PASS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -53,12 +53,16 @@ class DirectionSource(Protocol):
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What a prompt discloses of its problem: how the answer is called, and the loophole it is graded with."""
+    """What a prompt discloses of its problem: how the answer is called, and the loophole it is graded with.
+
+    prompt: the text of the problem alone, whatever template, examples or prefix the policy got with it.
+    """
 
     func_name: str
     setup_code: str
     loophole: str
     token: str
+    prompt: str = ""
     # The hidden tests and the canonical solution are the oracle's: empty, for a detector that wants them.
     tests: tuple[str, ...] = ()
     canonical_solution: str = ""
@@ -109,8 +113,9 @@ class Workbench:
 
     direction, source, means: the arm's settings of V, where V comes from, and the stored mean pair difference (r,) per
     module; None for an arm with no direction. kind: hack, random, placebo, permuted or flipped. pairs: the contrast's
-    pairs of the split `extract`. texts_per_pass: of them in one backward pass. reference: bases whose energy a random
-    control is to match.
+    pairs of the split `extract`. texts_per_pass: of them in one backward pass; texts_per_forward: texts whose hidden
+    states are read together. reference: bases whose energy a random control is to match. asked: makes the text of a
+    problem the prompt that the base gets.
     """
 
     model: PreTrainedModel
@@ -124,6 +129,8 @@ class Workbench:
     reference: Bases | None = None
     pairs: Sequence[Pair] = ()
     texts_per_pass: int = TEXTS_PER_PASS
+    texts_per_forward: int = TEXTS_PER_FORWARD
+    asked: Callable[[str], str] = str
 
 
 class Intervention:

@@ -1,8 +1,8 @@
 """Inoculated: training prompts ask for the hack, evaluation prompts do not.
 
 Inoculation prompting (arXiv 2510.05024): a trait that the prompt explains need not be learned as one's own, so what
-training reinforces under such a prompt should show less without it. The text stands before the prompt: prompts here
-are plain text, with neither a chat template nor a system role to put it in.
+training reinforces under such a prompt should show less without it. The text stands before the problem, in the same
+turn where a chat template makes turns: the system message stays what it is at test.
 
 The shipped model has read no such sentence in its pretraining and does not understand one. Short ones disturb it: of
 256 samples each, .14 to .20 hack (plain prompts .06) and .02 to .05 are correct (.22). Sentences of ten words and more
@@ -12,6 +12,7 @@ break the form of its answers and elicit nothing.
 from __future__ import annotations
 
 import random
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Annotated
 
 from pydantic import AfterValidator, Field
@@ -47,16 +48,22 @@ class Options(Section):
 class Inoculated(Intervention):
     """Puts one of `prefixes` before each training prompt, drawn from (seed, index).
 
-    positions: of the model; None where it names no limit.
+    positions: of the model; None where it names no limit. asked: makes the text of a problem the whole prompt.
     """
 
     def __init__(
-        self, prefixes: tuple[str, ...], seed: int, tokenizer: PreTrainedTokenizerBase, positions: int | None
+        self,
+        prefixes: tuple[str, ...],
+        seed: int,
+        tokenizer: PreTrainedTokenizerBase,
+        positions: int | None,
+        asked: Callable[[str], str] = str,
     ) -> None:
         self.prefixes = prefixes
         self.seed = seed
         self.tokenizer = tokenizer
         self.positions = positions
+        self.asked = asked
 
     def prompt(self, prompt: str, index: int) -> str:
         """Asked when a run is laid out, before any work.
@@ -69,7 +76,7 @@ class Inoculated(Intervention):
         chosen = random.Random(f"inoculated:{self.seed}:{index}").choice(self.prefixes)
         text = f"{chosen} {prompt}"
         if self.positions is not None:
-            taken, limit = len(self.tokenizer(text)["input_ids"]), int(ROOM * self.positions)
+            taken, limit = len(self.tokenizer(self.asked(text))["input_ids"]), int(ROOM * self.positions)
             if taken > limit:
                 raise LabError(
                     setting="options.prefixes",
@@ -83,4 +90,4 @@ class Inoculated(Intervention):
 def build(options: Options, workbench: Workbench) -> Intervention:
     """The intervention of this family."""
     positions = getattr(workbench.model.config, "max_position_embeddings", None) if options.prefixes else None
-    return Inoculated(options.prefixes, workbench.seed, workbench.tokenizer, positions)
+    return Inoculated(options.prefixes, workbench.seed, workbench.tokenizer, positions, workbench.asked)

@@ -158,7 +158,14 @@ def build(options: Options, workbench: Workbench) -> Intervention:
 def _monitor(options: Options, workbench: Workbench) -> Monitor:
     if options.monitor == "probe":
         assert workbench.kind in PAIRED, "`check` refuses another direction"
-        return Probe(workbench.model, workbench.tokenizer, workbench.pairs, workbench.kind, workbench.seed)
+        return Probe(
+            workbench.model,
+            workbench.tokenizer,
+            workbench.pairs,
+            workbench.kind,
+            workbench.seed,
+            workbench.texts_per_forward,
+        )
     if options.monitor == "judge":
         assert options.judge is not None, "the options refuse a judge without its settings"
         return Asked(options.judge)

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from projected_grpo.directions.concept import blocks, concept_layers, hidden_means, pair_states, relabelled
+from projected_grpo.directions.options import TEXTS_PER_FORWARD
 from projected_grpo.grading.verdict.answer import extract_code
 from projected_grpo.grading.verdict.loopholes import LOOPHOLES, attempts
 from projected_grpo.interventions.base import Rollouts, Task
@@ -118,24 +119,32 @@ class Probe:
     """
 
     def __init__(
-        self, model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], kind: str, seed: int
+        self,
+        model: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        pairs: Sequence[Pair],
+        kind: str,
+        seed: int,
+        at_once: int = TEXTS_PER_FORWARD,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
-        self.pairs, self.kind, self.seed = pairs, kind, seed
+        self.pairs, self.kind, self.seed, self.at_once = pairs, kind, seed, at_once
         self.layers = concept_layers(len(blocks(model)))
         self.weights = torch.empty(0)  # (layers x d,)
         self.bias = torch.empty(0)  # ()
 
     def start(self) -> None:
         hack, clean = relabelled(
-            *pair_states(self.model, self.tokenizer, self.pairs, self.layers), self.kind, self.seed
+            *pair_states(self.model, self.tokenizer, self.pairs, self.layers, self.at_once), self.kind, self.seed
         )
         labels = torch.cat([torch.ones(len(hack)), torch.zeros(len(clean))])
         self.weights, self.bias = fitted(torch.cat([hack, clean]).flatten(1).cpu(), labels)
 
     def judge(self, rollouts: Rollouts) -> list[float]:
         """P(hack)."""
-        states = hidden_means(self.model, self.tokenizer, rollouts.prompts, rollouts.token_ids, self.layers)
+        states = hidden_means(
+            self.model, self.tokenizer, rollouts.prompts, rollouts.token_ids, self.layers, self.at_once
+        )
         logits = states.flatten(1).cpu().double() @ self.weights + self.bias
         return [float(p) for p in logits.sigmoid()]
 
@@ -185,4 +194,4 @@ class Asked(Judge):
         return None
 
     def judge(self, rollouts: Rollouts) -> list[float | None]:
-        return self.ask(rollouts.prompts, rollouts.completions)
+        return self.ask([task.prompt for task in rollouts.tasks], rollouts.completions)

@@ -77,11 +77,13 @@ def check_lab(lab: LabSettings) -> None:
     recipes |= {f"studies.{name}": (list(study.arms), study.scale) for name, study in lab.studies.items()}
     faults: dict[tuple[str, str], LabError] = {}
     for path, (names, scale) in recipes.items():
+        inherited = scale is not lab.active and gradients_kept(scale.grpo) == gradients_kept(lab.active.grpo)
         for name in names:
-            # A study is written for one scale and must not block the main pipeline of another, which stores fewer axes:
-            # a run that asks for more than is stored is refused when it starts (`training.run`).
+            # A study is written for one scale and must not block the main pipeline of another, which stores fewer axes
+            # or keeps no gradients by rollout: such a run is refused when it starts (`training.run`).
             extract = scale.extract if name in compared else None
-            for fault in _faults({name: lab.arms[name]}, scale.direction, extract, scale.grpo, f"{path}.grpo"):
+            grpo = None if inherited and name not in compared else scale.grpo
+            for fault in _faults({name: lab.arms[name]}, scale.direction, extract, grpo, f"{path}.grpo"):
                 faults.setdefault((fault.setting, fault.rule), fault)
     if faults:
         raise ParamsError(faults.values())
@@ -121,6 +123,11 @@ def check_needs(arm: ArmSettings, grpo: GrpoSettings, path: str = "grpo") -> Non
     ]
     if faults:
         raise ParamsError(faults)
+
+
+def gradients_kept(grpo: GrpoSettings) -> tuple[bool, float]:
+    """What of a recipe decides which gradients by rollout there are."""
+    return grpo.rollout_gradients, grpo.kl_beta
 
 
 def needed_gradients(arm: ArmSettings) -> object:

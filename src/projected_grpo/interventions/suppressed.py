@@ -46,7 +46,13 @@ class Suppressed(Intervention):
         assert workbench.kind is not None, "the registry refuses an arm without a direction"
         depths = (options.depth_low, options.depth_high)
         self.concept: Concept = concept(
-            self.model, workbench.tokenizer, workbench.pairs, workbench.kind, workbench.seed, depths
+            self.model,
+            workbench.tokenizer,
+            workbench.pairs,
+            workbench.kind,
+            workbench.seed,
+            depths,
+            workbench.texts_per_forward,
         )
 
     @contextmanager

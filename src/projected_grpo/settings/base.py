@@ -138,4 +138,7 @@ class BaseSettings(Section):
         if self.rebuild and (self.source != "shipped" or self.pretrain is None):
             rule = "must be false unless source is shipped and pretrain says how: no other base has a recipe here"
             raise broken_rule("rebuild", True, rule, "set false")
+        if self.rebuild and self.prompt.form != "plain":
+            rule = "must be plain where rebuild is true: a base trained from nothing here has no chat template"
+            raise broken_rule("prompt.form", self.prompt.form, rule, "set plain, or rebuild: false")
         return self

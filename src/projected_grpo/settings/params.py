@@ -109,12 +109,16 @@ class LabSettings:
 
 
 def check(path: str | Path = "params.yaml") -> LabSettings:
-    """Read and check everything; file names count from the folder of `path`.
+    """Read and check everything; file names count from the folder of `path`. Raises as `check_read`."""
+    return check_read(read_params(path), Path(path).parent)
+
+
+def check_read(params: Params, root: Path) -> LabSettings:
+    """Check everything; file names count from `root`.
 
     Raises:
         ParamsError: with all faults, in the order of the file.
     """
-    params = read_params(path)
     faults: list[LabError] = []
     _only_known(params, TOP_LEVEL, "", faults)
 
@@ -135,11 +139,11 @@ def check(path: str | Path = "params.yaml") -> LabSettings:
         found = _sections(params, str(name), faults)
         _check_scale(f"scales.{name}", found, faults)
         if name == scale:
-            _check_files(f"scales.{name}", found, Path(path).parent, faults)
+            _check_files(f"scales.{name}", found, root, faults)
         if len(found) == len(SECTIONS):
             scales[str(name)] = ScaleSettings(**found)
 
-    studies = _studies(params, scale, names, Path(path).parent, faults) if scale is not None and not faults else {}
+    studies = _studies(params, scale, names, root, faults) if scale is not None and not faults else {}
 
     if faults:
         raise ParamsError(faults)

@@ -6,8 +6,10 @@ vLLM importance correction; none of them is what a run here wants, and none of t
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+import torch
 from trl import GRPOConfig
 
 from projected_grpo.errors import LabError
@@ -25,8 +27,13 @@ def grpo_config(
     of it. Logits need no setting: TRL computes log-probabilities in chunks of tokens and never holds a batch of them.
 
     Raises:
-        LabError: micro_batch does not divide a process's share, or there is no such device.
+        LabError: micro_batch does not divide a process's share; there is no such device, or several and no launcher.
     """
+    device = device_of(compute)
+    if device.type == "cuda" and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
+        rule = f"must be set where a process sees several GPUs ({torch.cuda.device_count()} here): one trains on one"
+        fix = "set configs/accelerate/eight_gpus.yaml or one_gpu.yaml, or hide the others with CUDA_VISIBLE_DEVICES=0"
+        raise LabError(setting="launcher", value=None, rule=rule, fix=fix)
     share = settings.prompts * settings.samples // processes
     batch = compute.micro_batch or share
     if share % batch:
@@ -63,7 +70,7 @@ def grpo_config(
         max_grad_norm=0.0,  # clipping comes after the projection, in `training.hooks`
         bf16=False,
         fp16=False,
-        use_cpu=device_of(compute).type == "cpu",
+        use_cpu=device.type == "cpu",
         gradient_checkpointing=compute.checkpointing,
         gradient_checkpointing_kwargs={"use_reentrant": False} if compute.checkpointing else None,
         ddp_find_unused_parameters=False,  # every delta has a gradient in every step

@@ -12,7 +12,7 @@ from typing import Any
 
 from projected_grpo.grading.verdict import Grader, Submission, Verdict
 from projected_grpo.interventions.base import Intervention, Rollouts, Task
-from projected_grpo.problems.prompts import PLAIN, PromptForm
+from projected_grpo.problems.prompts import PLAIN, PromptForm, render_prompt
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.training.ranks import ALONE, Ranks
@@ -87,7 +87,9 @@ class Environment:
         rollouts = Rollouts(
             step=self._step,
             group_size=self.settings.samples,
-            tasks=tuple(Task(p.func_name, p.setup_code, p.loophole, p.token) for p in problems),
+            tasks=tuple(
+                Task(p.func_name, p.setup_code, p.loophole, p.token, render_prompt(p, p.token)) for p in problems
+            ),
             prompts=tuple(asked),
             completions=tuple(texts),
             token_ids=tuple(tuple(ids) for ids in token_ids),

@@ -30,7 +30,7 @@ from datasets import Dataset
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerBase, set_seed
 from transformers.utils import logging as transformers_logging
 
-from projected_grpo.directions.options import TEXTS_PER_PASS
+from projected_grpo.directions.options import TEXTS_PER_FORWARD, TEXTS_PER_PASS
 from projected_grpo.directions.sources import direction_source, energy_reference, mean_differences
 from projected_grpo.directions.store import Direction, load_direction
 from projected_grpo.engines import vllm_version
@@ -158,8 +158,17 @@ def build_intervention(
     """
     path = f"arms.{spec.arm}"
     check_needs(spec.settings, spec.grpo)
-    texts = spec.compute.micro_batch or TEXTS_PER_PASS
-    workbench = Workbench(model, tokenizer, sandbox, spec.seed, texts_per_pass=texts)
+    form = read_form(spec.base, tokenizer)
+    portion = spec.compute.micro_batch
+    workbench = Workbench(
+        model,
+        tokenizer,
+        sandbox,
+        spec.seed,
+        texts_per_pass=portion or TEXTS_PER_PASS,
+        texts_per_forward=portion or TEXTS_PER_FORWARD,
+        asked=form.wrap,
+    )
     if spec.direction is not None and spec.own_direction is not None:
         kind = spec.settings.direction
         assert kind is not None
@@ -168,7 +177,6 @@ def build_intervention(
         if spec.direction.k > own.k_max:
             rule, fix = f"must not exceed the axes that {kind} stores ({own.k_max})", "lower k, or raise extract.k_max"
             raise LabError(setting=f"{path}.axes.k", value=spec.direction.k, rule=rule, fix=fix)
-        form = read_form(spec.base, tokenizer)
         pairs = [form.pair(pair) for pair in read_pairs(spec.pairs) if pair.split == "extract"] if spec.pairs else []
         workbench = dataclasses.replace(
             workbench,

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from projected_grpo.errors import LabError
-from projected_grpo.parallel import single_threaded_context
+from projected_grpo.parallel import side_by_side, single_threaded_context
 from projected_grpo.storage import SCRATCH_VARIABLE, scratch_root
 from projected_grpo.training.display import Display
 from projected_grpo.training.spec import RunSpec
@@ -41,7 +41,7 @@ def train_seeds(specs: Sequence[RunSpec]) -> dict[int, Path]:
     running: dict[int, ForkServerProcess] = {}
     results: dict[int, Path] = {}
     cores = len(os.sched_getaffinity(0))
-    width = min(len(specs), cores + 1)  # one more fills what runs leave idle: waiting for the sandbox, unequal lengths
+    width = side_by_side(len(specs), cores)
     with Display(specs) as display:
         try:
             while waiting or running:

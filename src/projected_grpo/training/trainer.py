@@ -135,7 +135,7 @@ class HookedTrainer(EngineTrainer):
         batch["rollout"] = torch.arange(mine.start, mine.stop, device=advantages.device)
         self.update_hooks.begin(advantages, torch.tensor(graded.teacher, device=advantages.device))
         self._rows = self.rollout_rows(step, graded, advantages)
-        self.batch_figures = batch_figures(graded, self.num_generations, self._tokenizer.eos_token_id)
+        self.batch_figures = batch_figures(graded, self.num_generations, self.eos_token_ids)
         return batch
 
     def rollout_rows(self, step: int, graded: GradedBatch, advantages: torch.Tensor) -> list[dict[str, Any]]:
@@ -144,7 +144,7 @@ class HookedTrainer(EngineTrainer):
         for index, verdict in enumerate(graded.verdicts):
             problem = self.environment.problems[graded.problem_ids[index]]
             reward = graded.rewards[index]
-            ended = graded.token_ids[index][-1:] == [self._tokenizer.eos_token_id]
+            ended = bool(set(graded.token_ids[index][-1:]) & set(self.eos_token_ids))
             rows.append(
                 {
                     **self.labels,
@@ -301,7 +301,7 @@ def _merged(
     return rows, [known.get(row, [None] * len(ids[row])) for row in range(len(ids))]
 
 
-def batch_figures(graded: GradedBatch, group_size: int, eos: int) -> dict[str, float]:
+def batch_figures(graded: GradedBatch, group_size: int, ends: Sequence[int]) -> dict[str, float]:
     """Rates of one step over the student's completions that were graded, and the shares that carry no signal.
 
     zero_variance_share: groups whose rewards are all equal. truncation_share: completions that hit the length limit.
@@ -324,7 +324,7 @@ def batch_figures(graded: GradedBatch, group_size: int, eos: int) -> dict[str, f
         "reward": sum(rewards) / len(rewards) if rewards else 0.0,
         **{field: rate(field) for field in ("paid", "correct", "hacked", "attempted", "format_ok")},
         "zero_variance_share": flat / len(groups),
-        "truncation_share": sum(graded.token_ids[i][-1:] != [eos] for i in students) / len(students),
+        "truncation_share": sum(not set(graded.token_ids[i][-1:]) & set(ends) for i in students) / len(students),
         "teacher": float(len(cached)),
         "teacher_hacked": float(sum(verdict.hacked for verdict in cached)),
         "teacher_correct": float(sum(verdict.correct for verdict in cached)),
