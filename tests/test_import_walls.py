@@ -80,7 +80,7 @@ def test_what_the_hooks_are_shown_holds_no_more_than_this():
             "step", "group_size", "tasks", "prompts", "completions", "token_ids", "paid", "teacher", "hacked",
             "graded",
         },
-        base.Task: {"func_name", "setup_code", "loophole", "token", "tests", "canonical_solution"},
+        base.Task: {"func_name", "setup_code", "loophole", "token", "prompt", "tests", "canonical_solution"},
         base.StepGradients: {"total", "rollouts", "unit", "advantages"},
     }  # fmt: skip
     for record, names in shown.items():
