@@ -49,6 +49,7 @@ def test_a_discount_costs_and_never_pays() -> None:
 def advantage_arm(monkeypatch: pytest.MonkeyPatch, alpha: float) -> Advantage:
     arm = Advantage.__new__(Advantage)
     arm.options, arm.model, arm.tokenizer = advantage.Options(alpha=alpha), None, None  # type: ignore[assignment]
+    arm.at_once = 4
     arm.concept, arm._scores, arm._flagged = Concept((0,), torch.tensor([[1.0, 0.0]]), 1.0), None, 0.0
     states = torch.tensor([[3.0, 9.0], [1.0, 9.0], [1.0, 9.0], [1.0, 9.0]]).view(4, 1, 2)
     monkeypatch.setattr(advantage, "hidden_means", lambda *_: states)
