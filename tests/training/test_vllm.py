@@ -128,12 +128,16 @@ from projected_grpo import engines
 engines.VllmSampler.sync_weights = lambda self: None  # so that vLLM keeps the base
 from pathlib import Path
 from projected_grpo.evaluation.samples import SampleJob, sample_seed
+from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.settings.sampling import SamplingSettings
+compute = ComputeSettings(
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
+)
 sampling = SamplingSettings(samples_per_problem=1, temperature=1.0, max_new_tokens=64, batch_size=16)
 engine = EngineSettings(kind="vllm", memory_share=0.05, dtype="float32", max_gap=0.001)
-adapter = Path("data/runs/projected/1/adapter")
-sample_seed(SampleJob("projected", 1, Path("data/base"), adapter, Path("data/problems/test.jsonl"), sampling, engine))
+adapter, problems = Path("data/runs/projected/1/adapter"), Path("data/problems/test.jsonl")
+sample_seed(SampleJob("projected", 1, Path("data/base"), adapter, problems, sampling, compute, engine))
 """
     done = subprocess.run(
         [sys.executable, "-c", script], cwd=projected.lab.root,
