@@ -59,7 +59,7 @@ def examine(params: str | os.PathLike[str] = "params.yaml", scale: str | None = 
             where = f"scale {active_scale(content)}: sandbox.allow_weak is {str(selected.allow_weak).lower()}"
         except LabError as error:
             where = f"{os.fspath(params)} is not valid"
-            obstacles.append(f"correct {error.setting}: {error.rule} (`projected-grpo validate` shows all faults)")
+            obstacles.append(_correction(error))
     parts.append(_sandbox(selected is not None and selected.allow_weak))
     parts.append(Diagnosis((f"settings  {where}",), tuple(obstacles)))
     if scale is not None and not obstacles:
@@ -75,7 +75,7 @@ def _scale(params: Params, root: Path) -> Diagnosis:
     try:
         needs = readiness.Needs.of(params)
     except LabError as error:
-        return Diagnosis((), (f"correct {error.setting}: {error.rule} (`projected-grpo validate` shows all faults)",))
+        return Diagnosis((), (_correction(error),))
     cores, shape = readiness.cores(), readiness.shape_of(needs.base, root)
     device = readiness.device_of(needs.compute, int(_free_memory_gib() * readiness.GIB))
     reports = [
@@ -93,6 +93,10 @@ def _scale(params: Params, root: Path) -> Diagnosis:
     return Diagnosis(tuple(lines), tuple(obstacle for _, found in reports for obstacle in found))
 
 
+def _correction(error: LabError) -> str:
+    return f"correct {error.setting}: {error.rule} (`projected-grpo validate` shows all faults)"
+
+
 def _rules(params: Params, root: Path) -> readiness.Report:
     """What `validate` would refuse before the pipeline starts."""
     from projected_grpo.interventions.registry import check_lab  # loads every arm's family, and torch
@@ -100,7 +104,7 @@ def _rules(params: Params, root: Path) -> readiness.Report:
     try:
         check_lab(check_read(params, root))
     except LabError as error:
-        return [], [f"correct {error.setting}: {error.rule} (`projected-grpo validate` shows all faults)"]
+        return [], [_correction(error)]
     return ["rules     settings and arms fit each other"], []
 
 

@@ -108,8 +108,13 @@ class Estimate:
     @property
     def peak(self) -> int:
         """At the worst moment of the pipeline."""
-        moments = (self.sampling, self.update, self.extraction, self.evaluation)
-        return sum(self.resident.values()) + max(sum(parts.values()) for parts in moments)
+        return sum(self.resident.values()) + max(sum(parts.values()) for parts in self.moments.values())
+
+    @property
+    def moments(self) -> dict[str, Mapping[str, int]]:
+        """What comes on top of the resident parts, by the moment; never two of them together."""
+        names = ("sampling", "update", "extraction", "evaluation")
+        return {name: getattr(self, name) for name in names}
 
 
 def estimate(
@@ -142,14 +147,8 @@ def estimate(
             "deltas and optimizer": shape.ranks * FLOAT32 * 4,  # delta, gradient, two moments
             "directions": shape.ranks * FLOAT32 * (grpo.measure_k + axes + 1),
         },
-        sampling={
-            "cache of keys and values": together * length * cache_per_token(shape) * width,
-            "logits of sampling": together * shape.vocabulary * FLOAT32 * SAMPLED_COPIES,
-        },
-        evaluation={
-            "cache at evaluation": evaluated[0] * (prompt_tokens + evaluated[1]) * cache_per_token(shape) * width,
-            "logits at evaluation": evaluated[0] * shape.vocabulary * FLOAT32 * SAMPLED_COPIES,
-        },
+        sampling=decoding(shape, together, length, width),
+        evaluation=decoding(shape, evaluated[0], prompt_tokens + evaluated[1], width),
         update={
             "activations": activations(shape, rows * length, compute),
             "logits of training": logits_of_training(shape, rows * grpo.max_new_tokens),
@@ -161,6 +160,14 @@ def estimate(
             "logits of pairs": texts * pair_tokens[1] * shape.vocabulary * (width + 3 * FLOAT32),
         },
     )
+
+
+def decoding(shape: Shape, together: int, length: int, width: int) -> dict[str, int]:
+    """Of so many texts that are sampled together, each up to `length` tokens; width: bytes of a number of the cache."""
+    return {
+        "cache of keys and values": together * length * cache_per_token(shape) * width,
+        "logits of sampling": together * shape.vocabulary * FLOAT32 * SAMPLED_COPIES,
+    }
 
 
 def cache_per_token(shape: Shape) -> int:

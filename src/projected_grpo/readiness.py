@@ -132,8 +132,8 @@ def check_memory(needs: Needs, device: Device | None, shape: Shape | None, cores
     runs = 1 if needs.launcher.root is not None else side_by_side(len(needs.seeds.root), cores)
     many = f", of {runs} seeds side by side" if runs > 1 else ""
     lines.append(f"memory    estimate {found.peak * runs / GIB:.1f} GiB at the peak{many} (docs/scaling.md):")
-    for moment in ("resident", "sampling", "update", "extraction", "evaluation"):
-        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in getattr(found, moment).items() if size)
+    for moment, sizes in {"resident": found.resident, **found.moments}.items():
+        parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in sizes.items() if size)
         lines.append(f"          {moment}: {parts}")
     if found.peak * runs <= (1 - SPARE) * device.free:
         return lines, []
@@ -144,8 +144,8 @@ def _smaller(needs: Needs, found: Estimate, runs: int) -> str:
     """The setting that takes most off the peak."""
     if runs > 1:
         return "train one seed at a time (set a launcher), or fewer seeds"
-    sampling, update, extraction = (sum(x.values()) for x in (found.sampling, found.update, found.extraction))
-    if sum(found.evaluation.values()) > max(sampling, update, extraction):
+    sampling, update, extraction, evaluation = (sum(parts.values()) for parts in found.moments.values())
+    if evaluation > max(sampling, update, extraction):
         return "lower batch_size of sampling and of base.gate"
     if sampling >= max(update, extraction):
         return f"lower compute.generate_batch ({needs.compute.generate_batch or 'all at once'})"

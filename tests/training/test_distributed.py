@@ -21,7 +21,6 @@ from trl import GRPOTrainer
 
 from projected_grpo.errors import LabError
 from projected_grpo.interventions.base import DEFAULT, Intervention, Parts, Rollouts, StepGradients
-from projected_grpo.parallel import SINGLE_THREADED
 from projected_grpo.policy import load_policy
 from projected_grpo.problems.schema import Problem
 from projected_grpo.settings.compute import ComputeSettings
@@ -35,13 +34,6 @@ from projected_grpo.training.spec import RunSpec
 CPU = ComputeSettings(
     device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
 )
-
-
-@pytest.fixture(autouse=True)
-def _environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`single_threaded_context` sets these for its processes; put them back."""
-    for name, value in SINGLE_THREADED.items():
-        monkeypatch.setenv(name, value)
 
 
 def one_rank(index: int, count: int, port: int, spec: RunSpec, scratch: str, completions: Completions) -> None:
