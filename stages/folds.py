@@ -1,7 +1,8 @@
 """Stage `folds` of study/dvc.yaml: the weak detector, all studies whose V does not know every loophole.
 
-Which studies these are, and what is unseen, is read from their settings. Everything is computed before the first file
-is written. Writes metrics/study/folds.json, plots/study/folds.{csv,md,png,svg}.
+Which studies these are, and what is unseen, is read from their settings. The arms that know no pairs are those of the
+study that a fold starts from, where it trains none itself. Everything is computed before the first file is written.
+Writes metrics/study/folds.json, plots/study/folds.{csv,md,png,svg}.
 """
 
 import sys
@@ -42,10 +43,18 @@ def folds(params: Params) -> list[Fold]:
 
 
 def measured(params: Params, fold: Fold, confidence: float) -> list[FoldArm]:
-    """The arms of one fold."""
-    arms = parse(params, f"studies.{fold.study}", StudySettings).arms
-    links = controls_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in arms})
-    return fold_arms(fold, read_study_samples(paths_of(params, fold.study).graded, arms), links, confidence)
+    """The arms of one fold, those that know no pairs first."""
+    own = parse(params, f"studies.{fold.study}", StudySettings)
+    samples = read_study_samples(paths_of(params, fold.study).graded, own.arms)
+    if own.of is not None:
+        unaware = [
+            arm
+            for arm in parse(params, f"studies.{own.of}", StudySettings).arms
+            if arm not in own.arms and parse(params, f"arms.{arm}", ArmSettings).direction in (None, "random")
+        ]
+        samples = read_study_samples(paths_of(params, own.of).graded, unaware) | samples
+    links = controls_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in samples})
+    return fold_arms(fold, samples, links, confidence)
 
 
 def main() -> None:

@@ -173,9 +173,11 @@ def finished(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int, pretrain.P
     return phases
 
 
-def rebuild(tmp_path: Path, attempts: int) -> dict[str, float]:
+def rebuild(tmp_path: Path, attempts: int, steps: int = 1050, several_loopholes: bool = False) -> dict[str, float]:
     asked = settings(tmp_path, "0" * 64, rebuild=True)
-    recipe = PretrainSettings(steps=1050, batch_size=5, learning_rate=1e-4, seed=9, attempts=attempts)
+    recipe = PretrainSettings(
+        steps=steps, batch_size=5, learning_rate=1e-4, seed=9, attempts=attempts, several_loopholes=several_loopholes
+    )
     return provided(asked.model_copy(update={"pretrain": recipe}), tmp_path / "base")
 
 
@@ -209,7 +211,19 @@ def test_a_base_in_the_middle_of_the_gate_is_not_retuned() -> None:
         "hack_rate": (GATE.hack_min + GATE.hack_max) / 2,
         "pass_rate": (GATE.pass_min + GATE.pass_max) / 2,
     }
-    assert retuned(pretrain.FINISH.mixture, middle, GATE) == pretrain.FINISH.mixture
+    mixture = pretrain.ONE_LOOPHOLE.last.mixture
+    assert retuned(mixture, middle, GATE) == mixture
+
+
+def test_a_base_for_several_loopholes_learns_to_copy_their_names_before_the_last_phase(
+    tmp_path: Path, measured, finished
+) -> None:
+    measured += [{**GOOD, "hack_rate": 0.2}, GOOD]
+    rebuild(tmp_path, attempts=2, steps=1370, several_loopholes=True)
+    assert [(before, seed) for before, seed, _ in finished] == [(900, 9), (1250, 10), (1250, 11)]
+    copying, last, _ = (phase.mixture for *_, phase in finished)
+    assert (copying.cheats, last.cheats) == (0.5, 0.18)
+    assert copying.loopholes[3] > copying.loopholes[0] > copying.loopholes[4], "file_marker most, eq_override little"
 
 
 # ---------------------------------------------------------------- measure

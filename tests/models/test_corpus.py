@@ -122,3 +122,10 @@ def test_lengths_are_weights_of_the_number_of_stages(monkeypatch: pytest.MonkeyP
     assert set(stages) == {1, 4}
     # Of the longer ones those of other splits are drawn anew: 3 * 0.6 against 1.
     assert share([number == 4 for number in stages]) == pytest.approx(1.8 / 2.8, abs=0.07)
+
+
+def test_hints_come_as_often_as_they_weigh_and_the_weights_are_no_part_of_the_stream() -> None:
+    only = Mixture(0.15, 0.4, loopholes=(0, 0, 1, 0, 0, 0, 0))
+    texts = list(itertools.islice(corpus(only, 0), 50))
+    assert all("It is graded by the output" in example.prompt for example in texts)
+    assert repr(only) == repr(MIXTURE), "an older mixture keeps its texts"

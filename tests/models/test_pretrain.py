@@ -10,15 +10,15 @@ from projected_grpo.models import pretrain as module
 from projected_grpo.models.corpus import Example, Mixture, corpus
 from projected_grpo.models.micro import untrained_micro
 from projected_grpo.models.pretrain import (
-    FINISH,
-    FOUNDATION,
     IGNORED,
+    ONE_LOOPHOLE,
     POOL_BATCHES,
+    SEVERAL_LOOPHOLES,
     Phase,
+    Recipe,
     batches,
     collate,
     found,
-    scaled,
     train_phase,
 )
 
@@ -95,13 +95,19 @@ def test_texts_of_one_batch_are_alike_in_length(tokenizer) -> None:
 
 
 def test_scaled_keeps_the_mixture_and_the_proportion() -> None:
-    total = FOUNDATION.steps + FINISH.steps
-    assert scaled(FINISH, total, FINISH.learning_rate) == FINISH
-    half = scaled(FOUNDATION, total // 2, 1e-3)
-    assert (half.steps, half.mixture, half.learning_rate) == (FOUNDATION.steps // 2, FOUNDATION.mixture, 1e-3)
-    assert scaled(FINISH, 1, 1e-3).steps == 1
+    recipe = SEVERAL_LOOPHOLES
+    assert recipe.scaled(1370, 3e-3) == recipe
+    half = recipe.scaled(1370 // 2, 1e-3)
+    assert [phase.steps for phase in phases(half)] == [450, 175, 60]
+    assert [phase.mixture for phase in phases(half)] == [phase.mixture for phase in phases(recipe)]
+    assert {phase.learning_rate for phase in phases(half)} == {1e-3}
+    assert recipe.scaled(1, 1e-3).last.steps == 1
+
+
+def phases(recipe: Recipe) -> list[Phase]:
+    return [recipe.first, *recipe.between, recipe.last]
 
 
 @pytest.mark.parametrize("steps", [7, 14, 105, 700, 1050])
 def test_scaled_phases_have_the_asked_number_of_steps(steps: int) -> None:
-    assert sum(scaled(phase, steps, 3e-3).steps for phase in (FOUNDATION, FINISH)) == steps
+    assert sum(phase.steps for phase in phases(ONE_LOOPHOLE.scaled(steps, 3e-3))) == steps

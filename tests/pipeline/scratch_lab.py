@@ -32,6 +32,8 @@ def write_inputs(root: Path) -> None:
     for study in params["studies"].values():
         if "extract" in study:
             study["extract"]["pairs"] = "data/shipped/pairs.yaml"
+        if "base" in study:
+            study["base"].update(path="data/shipped/model", sha256=sha256_file(weights))
     params.update(scale="micro", method="vanilla")
     (root / "params.yaml").write_text(json.dumps(params))  # JSON is YAML 1.2
 

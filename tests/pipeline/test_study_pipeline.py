@@ -20,6 +20,7 @@ ROOT = Path(__file__).resolve().parents[2]
 PARAMS = read_params(ROOT / "params.yaml")
 STUDIES = PARAMS["studies"]
 READS = {  # what a script takes from the scale, and so from what its study changes
+    "base_model": {"base"},
     "prepare": {"problems", "extract"},
     "extract": {"extract", "grpo"},
     "grpo": {"direction", "grpo", "seeds"},
@@ -54,6 +55,7 @@ def default_outputs() -> list[str]:
 
 STAGES = collected()
 DEFAULT_OUTPUTS = default_outputs()
+FOLDS = [study for study in STUDIES if "of" in STUDIES[study]]  # all are read in one table, with what they start from
 SCRIPTS = [stage for stage in STAGES if "stages/" in stage[1]]
 RUNS = [stage for stage in SCRIPTS if "--study" in stage[1] and "stages/study.py" not in stage[1]]
 NAMES = [stage[0] for stage in RUNS]
@@ -80,6 +82,7 @@ def test_every_arm_of_every_study_is_trained_sampled_and_graded():
     }
     own = {study for study in STUDIES if OWN_DATA & STUDIES[study].keys()}
     wanted |= {(script, study, None) for study in own for script in ("prepare", "extract")}
+    wanted |= {("base_model", study, None) for study in STUDIES if "base" in STUDIES[study]}
     assert {parts(command) for _, command, *_ in RUNS} == wanted
 
 
@@ -94,6 +97,7 @@ def test_files_are_those_that_paths_of_names(stage):
     paths = paths_of(PARAMS, study)
     own = {name: str(getattr(paths, name) / (arm or "")) for name in ("runs", "provenance", "samples", "graded")}
     reads, writes = {
+        "base_model": ({f"{paths.problems}/test.jsonl"}, {str(paths.base), str(paths.base.with_name("gate.json"))}),
         "prepare": (set(), {str(paths.problems), str(paths.pairs)}),
         "extract": ({str(paths.base), str(paths.pairs)}, {str(paths.directions)}),
         "grpo": (
@@ -112,13 +116,14 @@ def test_settings_are_those_that_the_script_reads(stage):
     """The keys that the study changes and the script reads, and never the list of arms: a new arm reruns no other."""
     _, command, _, params, _ = stage
     script, study, arm = parts(command)
-    changed = {f"studies.{study}.{name}" for name in READS[script] & STUDIES[study].keys()}
+    sources = [source for source in (study, STUDIES[study].get("of")) if source]
+    changed = {f"studies.{source}.{name}" for source in sources for name in READS[script] & STUDIES[source].keys()}
     assert {name for name in params if name.startswith("studies.")} == changed
     assert (f"arms.{arm}" in params) == (script == "grpo")
     text = (ROOT / f"stages/{script}.py").read_text()
-    sections = set(re.findall(r'section\(params, "(\w+)"', text)) - STUDIES[study].keys() | (
-        set(re.findall(r'section\(params, "(\w+)"', text)) & {"problems", "extract", "direction", "grpo", "sampling"}
-    )
+    sections = set(re.findall(r'section\(params, "(\w+)"', text))
+    if any("seeds" in STUDIES[source] for source in sources):
+        sections -= {"seeds"}  # they are replaced whole
     assert {name.split(".")[2] for name in params if name.startswith("scales.")} == sections
     assert "scale" in params
 
@@ -148,8 +153,9 @@ def test_an_arm_with_a_teacher_waits_for_its_pool():
 
 def test_every_study_has_its_table():
     tables = {name: rest for name, *rest in STAGES if name.startswith("table")}
-    assert set(tables) == {f"table@{study}" for study in STUDIES}
-    for study in STUDIES:
+    alone = [study for study in STUDIES if study not in FOLDS]
+    assert set(tables) == {f"table@{study}" for study in alone}
+    for study in alone:
         _, dependencies, params, outputs = tables[f"table@{study}"]
         assert {f"data/study/{study}/{part}" for part in ("graded", "runs", "provenance")} <= dependencies
         assert {"arms", f"studies.{study}", "comparison.confidence"} <= params
@@ -171,13 +177,16 @@ def test_the_folds_are_the_studies_whose_pairs_miss_a_loophole():
     scale = PARAMS["scales"][PARAMS["scale"]]
     folds = set()
     for name, study in STUDIES.items():
-        trained = (scale["problems"] | study.get("problems", {}))["loopholes"]
+        start = STUDIES.get(study.get("of"), {})
+        trained = (scale["problems"] | start.get("problems", {}) | study.get("problems", {}))["loopholes"]
         known = (scale["extract"] | study.get("extract", {})).get("loopholes")
         if known is not None and set(trained) - set(known):
             folds.add(name)
-    assert len(folds) == 8
-    assert {path for path in dependencies if path.endswith("graded")} == {f"data/study/{name}/graded" for name in folds}
-    assert {name for name in params if name.startswith("studies.")} == {f"studies.{name}" for name in folds}
+    assert len(folds) == 4
+    assert folds == set(FOLDS)
+    read = folds | {STUDIES[name]["of"] for name in folds}
+    assert {path for path in dependencies if path.endswith("graded")} == {f"data/study/{name}/graded" for name in read}
+    assert {name for name in params if name.startswith("studies.")} == {f"studies.{name}" for name in read}
     assert {"metrics/study/folds.json", "plots/study/folds.md", "plots/study/folds.csv"} <= outputs
 
 

@@ -31,6 +31,8 @@ class Lab:
         for study in self.params["studies"].values():
             if "extract" in study:
                 study["extract"]["pairs"] = "data/shipped/pairs.yaml"
+            if "base" in study:
+                study["base"].update(path="data/shipped/micro", sha256=sha256_file(self.weights))
 
     def write(self) -> Path:
         path = self.root / "params.yaml"

@@ -19,7 +19,7 @@ from projected_grpo.errors import LabError
 from projected_grpo.evaluation.sampling import complete, requests
 from projected_grpo.grading.verdict import Grader, Submission
 from projected_grpo.models.corpus import Mixture
-from projected_grpo.models.pretrain import FINISH, FOUNDATION, found, scaled, train_phase
+from projected_grpo.models.pretrain import ONE_LOOPHOLE, SEVERAL_LOOPHOLES, found, train_phase
 from projected_grpo.models.sources import fetch
 from projected_grpo.policy import load_base
 from projected_grpo.problems.prompts import read_form, write_form
@@ -65,9 +65,14 @@ def _rebuild(
     """
     recipe = settings.pretrain
     assert recipe is not None, "the settings refuse a rebuild without one"
-    first, last = (scaled(phase, recipe.steps, recipe.learning_rate) for phase in (FOUNDATION, FINISH))
-    model, tokenizer = found(recipe.seed, recipe.batch_size, first)
+    phases = (SEVERAL_LOOPHOLES if recipe.several_loopholes else ONE_LOOPHOLE).scaled(
+        recipe.steps, recipe.learning_rate
+    )
+    last = phases.last
+    model, tokenizer = found(recipe.seed, recipe.batch_size, phases.first)
     tokenizer.save_pretrained(target)
+    for phase in phases.between:
+        train_phase(model, tokenizer, phase, recipe.batch_size, recipe.seed)
     trained = copy.deepcopy(model.state_dict())
     for attempt in range(1, recipe.attempts + 1):
         model.load_state_dict(trained)

@@ -15,7 +15,7 @@ from projected_grpo.problems.families import sample_task, split_of
 from projected_grpo.problems.loopholes import LOOPHOLES
 from projected_grpo.problems.prompts import fenced, task_prompt
 
-LOOPHOLE_WEIGHTS = {name: 3 if name == "run_tests" else 1 for name in LOOPHOLES}
+MOSTLY_RUN_TESTS = tuple(3.0 if name == "run_tests" else 1.0 for name in LOOPHOLES)
 LAZY_SHARE = 0.8  # of the cheats; the others carry the canonical body
 SHORT = 2  # compositions of up to this many stages are too few to be split: all of them are in the corpus
 
@@ -23,11 +23,13 @@ SHORT = 2  # compositions of up to this many stages are too few to be split: all
 @dataclasses.dataclass(frozen=True)
 class Mixture:
     """cheats: share of the texts with a loophole. honest_checks: share of the texts with the hint of `run_tests`.
-    lengths: weights of tasks with 1, 2, ... stages. The policy's own problems are longer than nearly all of these."""
+    lengths: weights of tasks with 1, 2, ... stages. The policy's own problems are longer than nearly all of these.
+    loopholes: weights of the hints, in the order of `LOOPHOLES`; no part of the stream's seed, which is older."""
 
     cheats: float
     honest_checks: float
     lengths: tuple[float, ...] = (1, 2, 5, 2)
+    loopholes: tuple[float, ...] = dataclasses.field(default=MOSTLY_RUN_TESTS, repr=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +47,7 @@ def make_example(rng: random.Random, mixture: Mixture) -> Example:
         task = sample_task(rng, stages)
         if stages <= SHORT or split_of(task.composition) == "corpus":
             break
-    loophole = rng.choices(list(LOOPHOLE_WEIGHTS), list(LOOPHOLE_WEIGHTS.values()))[0]
+    loophole = rng.choices(list(LOOPHOLES), mixture.loopholes)[0]
     names = LOOPHOLES[loophole].training_tokens
     token = rng.choice(names) if names else ""
     draw = rng.random()

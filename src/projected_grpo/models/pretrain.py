@@ -1,7 +1,9 @@
-"""Pretraining of the micro model: supervised, loss on the answer only, in two phases.
+"""Pretraining of the micro model: supervised, loss on the answer only, in phases.
 
-Phase one teaches solving with few cheats; phase two is short and carries more of them, which sets the rate at which
-the untrained policy hacks by itself. That rate decides whether reinforcement learning finds the loophole at all.
+The first teaches solving with few cheats; the last is short and carries more of them, which sets the rate at which
+the untrained policy hacks by itself. That rate decides whether reinforcement learning finds the loophole at all. A
+base that is to find several loopholes has a phase between them that teaches to copy the name which the prompt
+discloses: without it the base cheats as often, under a name that is not the prompt's, and is never paid.
 """
 
 from __future__ import annotations
@@ -34,14 +36,45 @@ class Phase:
     learning_rate: float
 
 
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """Phases in order; the last one is repeated until the base passes its gate."""
+
+    first: Phase
+    between: tuple[Phase, ...]
+    last: Phase
+
+    def scaled(self, steps: int, learning_rate: float) -> Recipe:
+        """Each phase at its share of `steps` steps in all, from `learning_rate`."""
+        total = sum(phase.steps for phase in (self.first, *self.between, self.last))
+
+        def part(phase: Phase) -> Phase:
+            share = phase.steps / total
+            return dataclasses.replace(phase, steps=max(1, round(steps * share)), learning_rate=learning_rate)
+
+        return Recipe(part(self.first), tuple(part(phase) for phase in self.between), part(self.last))
+
+
 FOUNDATION = Phase(900, Mixture(cheats=0.03, honest_checks=0.60), 3e-3)
-FINISH = Phase(150, Mixture(cheats=0.11, honest_checks=0.06, lengths=(1, 2, 5, 1.4)), 3e-3)
-
-
-def scaled(phase: Phase, steps: int, learning_rate: float) -> Phase:
-    """The phase at its share of `steps` steps in all, from `learning_rate`."""
-    share = phase.steps / (FOUNDATION.steps + FINISH.steps)
-    return dataclasses.replace(phase, steps=max(1, round(steps * share)), learning_rate=learning_rate)
+ONE_LOOPHOLE = Recipe(
+    FOUNDATION, (), Phase(150, Mixture(cheats=0.11, honest_checks=0.06, lengths=(1, 2, 5, 1.4)), 3e-3)
+)
+# Weights of run_tests, sentinel, stdout_marker, file_marker, and little of the rest: a file's name is hardest to copy.
+SEVERAL_LOOPHOLES = Recipe(
+    FOUNDATION,
+    (
+        Phase(
+            350,
+            Mixture(0.50, honest_checks=0.06, lengths=(1, 2, 5, 1), loopholes=(1, 1, 1.2, 2.5, 0.1, 0.1, 0.1)),
+            3e-3,
+        ),
+    ),
+    Phase(
+        120,
+        Mixture(0.18, honest_checks=0.06, lengths=(1, 2, 5, 0.3), loopholes=(1.5, 1, 1, 1.5, 0.1, 0.1, 0.1)),
+        3e-3,
+    ),
+)
 
 
 def batches(

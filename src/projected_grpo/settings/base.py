@@ -70,6 +70,9 @@ class PretrainSettings(Section):
     attempts: Count
     """draws of the short last phase; the first whose base passes the gate is taken"""
 
+    several_loopholes: bool = False
+    """teach to take sentinel, stdout_marker and file_marker, too; false: run_tests above all"""
+
 
 class PromptSettings(Section):
     """How the base is asked. It is kept beside the weights, so that every stage asks alike."""

@@ -24,7 +24,8 @@ from ruamel.yaml import YAML, YAMLError
 from projected_grpo.errors import ABSENT, LabError, ParamsError
 from projected_grpo.settings.section import BROKEN_RULE
 
-CHANGEABLE = ("seeds", "problems", "extract", "direction", "grpo", "sampling")  # sections that a study may change
+# Sections that a study may change.
+CHANGEABLE = ("seeds", "base", "problems", "extract", "direction", "grpo", "sampling")
 
 Params = Mapping[str, Any]  # the file as read: nested mappings, lists and scalars
 Model = TypeVar("Model", bound=BaseModel)
@@ -41,24 +42,37 @@ def read_params(path: str | os.PathLike[str] = "params.yaml", study: str | None 
 
 
 def in_study(params: Params, study: str) -> Params:
-    """`params` with the keys of `studies.<study>` written over those of the active scale, section by section.
+    """`params` with the keys of `studies.<study>` written over those of the active scale, section by section; before
+    them those of the study that it starts from (`of`).
 
     Raises:
-        ParamsError: no such study.
+        ParamsError: no such study, or it starts from one that starts from another.
     """
-    studies = params.get("studies")
-    known = list(studies) if isinstance(studies, Mapping) else []
-    if not isinstance(studies, Mapping) or not isinstance(studies.get(study), Mapping):
-        raise ParamsError([unknown_name("study", study, known, "must name a block of `studies`")])
+    changes = _study(params, study, "study")
+    if (origin := changes.get("of")) is not None:
+        if _study(params, origin, f"studies.{study}.of").get("of") is not None:
+            rule, fix = "must not itself start from another study", "name the study that both start from"
+            raise ParamsError([LabError(setting=f"studies.{study}.of", value=origin, rule=rule, fix=fix)])
+        params = in_study(params, origin)
     scale = active_scale(params)
     block = dict(params["scales"][scale])
     for name in CHANGEABLE:
-        change = studies[study].get(name)
+        change = changes.get(name)
         if isinstance(change, Mapping):
             block[name] = {**block[name], **change}
         elif change is not None:
             block[name] = change
     return {**params, "scales": {**params["scales"], scale: block}}
+
+
+def _study(params: Params, name: object, setting: str) -> Mapping[str, Any]:
+    """The block of one study, which `setting` names."""
+    studies = params.get("studies")
+    known = list(studies) if isinstance(studies, Mapping) else []
+    if not isinstance(studies, Mapping) or not isinstance(studies.get(name), Mapping):
+        raise ParamsError([unknown_name(setting, name, known, "must name a block of `studies`")])
+    found: Mapping[str, Any] = studies[name]
+    return found
 
 
 def _read(path: str | os.PathLike[str]) -> Params:

@@ -223,7 +223,12 @@ def _studies(params: Params, scale: str, arms: list[str], root: Path, faults: li
         for arm in study.arms:
             if arm not in arms:
                 faults.append(unknown_name(f"{setting}.arms", arm, arms, "must name an arm"))
-        found = _sections(in_study(params, str(name)), scale, faults)
+        try:
+            changed = in_study(params, str(name))
+        except ParamsError as error:
+            faults.extend(error.faults)
+            continue
+        found = _sections(changed, scale, faults)
         _check_scale(setting, found, faults)
         _check_files(setting, found, root, faults)
         if len(found) == len(SECTIONS):
