@@ -99,6 +99,17 @@ def test_a_missing_device_is_an_obstacle_and_auto_is_none(monkeypatch: pytest.Mo
     assert readiness.device_of(needs("smollm2").compute, 7, 9) == Device("cpu", "CPU", 7, 9)
 
 
+def test_of_several_cards_the_fullest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [(60 * GIB, 80 * GIB), (9 * GIB, 80 * GIB), (79 * GIB, 80 * GIB)]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(cards))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: cards[index])
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "H100")
+    found = readiness.device_of(needs("qwen3-4b").compute, 7, 9)
+    assert found == Device("cuda", "H100", 9 * GIB, 80 * GIB, count=3)
+    assert readiness.device_of(needs("micro").compute, 7, 9) == Device("cpu", "CPU", 7, 9)
+
+
 def test_without_a_card_the_estimate_is_for_the_one_that_is_needed() -> None:
     lines, obstacles = check_memory(needs("qwen3-4b"), None, QWEN, 2, ALONE)
     assert obstacles == []
