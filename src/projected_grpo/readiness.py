@@ -260,7 +260,8 @@ def check_memory(needs: Needs, device: Device | None, shape: Shape | None, cores
     fewer = room // found.peak
     if fewer and seeds > 1:
         file = f"configs/accelerate/one_{'cpu' if device.kind == 'cpu' else 'gpu'}.yaml"
-        change = f"set launcher: {file}, which trains one seed after another, or at most {fewer} seeds"
+        at_most = f"at most {fewer} seed{'s' if fewer > 1 else ''}"
+        change = f"set launcher: {file}, which trains one seed after another, or {at_most}"
     elif fewer and copies > 1:
         change = f"set a launcher of at most {fewer} process{'es' if fewer > 1 else ''}"
     else:
