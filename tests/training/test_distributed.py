@@ -79,6 +79,21 @@ def test_two_processes_train_what_one_does_by_other_arms(
     assert (steps["share_removed"] > 0).all() == (arm != "vanilla")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize(("arm", "block"), [("projected", None), ("own", STRICT)])
+def test_two_processes_of_two_passes_train_what_one_pass_does(
+    lab: Lab, scratch: Path, tmp_path: Path, arm: str, block: dict[str, Any] | None
+) -> None:
+    """Groups of four lie on several passes and processes; the clip binds, so that a norm of a part would show."""
+    assert scratch
+    spec = lab.spec(arm, block=block, **GRPO, max_grad_norm=1e-3)
+    one = run_module.train_run(spec, silent) / "run"
+    portions = dataclasses.replace(spec, compute=spec.compute.model_copy(update={"micro_batch": 3}))
+    assert_same_run(one, train_spread(portions, tmp_path / "spread", sampled(one)), FILES)
+    steps = pd.read_csv(one / "steps.csv")
+    assert (steps["grad_norm_before"] > 1e-3).all(), "the clip had nothing to do"
+
+
 class Contrary(Intervention):
     """On every rank but the first it wants the opposite of all that it is asked."""
 

@@ -6,12 +6,14 @@ import contextlib
 import json
 import os
 import signal
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 from accelerate.commands.config.config_args import ClusterConfig, load_config_from_file
 from accelerate.commands.launch import _validate_launch_command, launch_command_parser
-from accelerate.utils.launch import prepare_multi_gpu_env
+from accelerate.utils.launch import prepare_multi_gpu_env, prepare_simple_launcher_cmd_env
 from stage_process import Stage, assert_gone, descendants, kill_group
 from training_lab import ROOT, Lab
 
@@ -24,7 +26,10 @@ from projected_grpo.training.launch import failure
 
 CONFIGS = ROOT / "configs/accelerate"
 # file -> machines, processes, processes on each machine
-WANTED = {"one_gpu": (1, 1, 1), "eight_gpus": (1, 8, 8), "two_machines": (2, 16, 8), "two_cpus": (1, 2, 2)}
+WANTED = {
+    "one_gpu": (1, 1, 1), "one_cpu": (1, 1, 1), "eight_gpus": (1, 8, 8), "two_machines": (2, 16, 8),
+    "two_cpus": (1, 2, 2),
+}  # fmt: skip
 
 # As torch.distributed.elastic writes it to the standard error of the launcher.
 REPORT = """\
@@ -54,17 +59,38 @@ def test_every_file_is_described_here() -> None:
 
 @pytest.mark.parametrize("name", WANTED)
 def test_accelerate_reads_each_file_as_it_is_meant(name: str) -> None:
-    path = str(CONFIGS / f"{name}.yaml")
-    config = load_config_from_file(path)
+    config = load_config_from_file(str(CONFIGS / f"{name}.yaml"))
     assert isinstance(config, ClusterConfig)
     machines, processes, each = WANTED[name]
     assert (config.num_machines, config.num_processes, config.mixed_precision) == (machines, processes, "no")
-    parser = launch_command_parser()
-    arguments, *_ = _validate_launch_command(parser.parse_args(["--config_file", path, "--machine_rank", "0", "x.py"]))
+    arguments = accepted(name)
     assert arguments.multi_gpu == (processes > 1), "started by something else than torchrun"
     if arguments.multi_gpu:
         prepare_multi_gpu_env(arguments)
         assert int(arguments.nproc_per_node) == each
+
+
+def accepted(name: str) -> Any:
+    """The arguments of `accelerate launch` with this file."""
+    given = ["--config_file", str(CONFIGS / f"{name}.yaml"), "--machine_rank", "0", "x.py"]
+    return _validate_launch_command(launch_command_parser().parse_args(given))[0]
+
+
+@pytest.mark.parametrize("name", ["one_gpu", "eight_gpus"])
+def test_a_launcher_leaves_a_worker_the_cards_it_was_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A worker of a queue was started with CUDA_VISIBLE_DEVICES=1: it must not train on card 0."""
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
+    arguments = accepted(name)
+    if arguments.multi_gpu:
+        environment = prepare_multi_gpu_env(arguments)
+    else:
+        _, environment = prepare_simple_launcher_cmd_env(arguments)
+    assert environment["CUDA_VISIBLE_DEVICES"] == "1"
+
+
+def test_a_single_process_on_cpu_is_told_so() -> None:
+    _, environment = prepare_simple_launcher_cmd_env(accepted("one_cpu"))
+    assert environment["ACCELERATE_USE_CPU"] == "True"
 
 
 def test_a_failure_names_the_rank_and_how_to_go_on(lab: Lab) -> None:
@@ -89,11 +115,11 @@ def test_a_scale_names_its_launcher_or_none(tmp_path: Path, lab: Lab) -> None:
     assert check(copy.root / "params.yaml").active.launcher.root == "configs/accelerate/two_cpus.yaml"
 
 
-def write_launcher(lab: Lab, value: str) -> None:
+def write_launcher(lab: Lab, value: str, seeds: Sequence[int] = (1,)) -> None:
     """In place of the scale's; its files beside it."""
     path = lab.root / "params.yaml"
     params = json.loads(path.read_text())
-    params["scales"]["smoke"] |= {"launcher": value, "seeds": [1]}
+    params["scales"]["smoke"] |= {"launcher": value, "seeds": list(seeds)}
     path.write_text(json.dumps(params))
     if not (lab.root / "configs").exists():
         (lab.root / "configs").symlink_to(ROOT / "configs")
@@ -108,6 +134,16 @@ def make_stage(lab: Lab, root: Path) -> Stage:
     stage = Stage("projected", lab.copy(root / "lab", blocks), root / "scratch")
     write_launcher(stage.lab, "configs/accelerate/two_cpus.yaml")
     return stage
+
+
+@pytest.mark.slow
+def test_one_process_on_cpu_trains_one_seed_after_another(lab: Lab, tmp_path: Path) -> None:
+    stage = Stage("vanilla", lab.copy(tmp_path / "lab", {"grpo": {"steps": 1}}), tmp_path / "scratch")
+    write_launcher(stage.lab, "configs/accelerate/one_cpu.yaml", seeds=[1, 2])
+    stage.finish()
+    assert sorted(path.name for path in stage.out.iterdir()) == ["1", "2"]
+    first, second = sorted((run / "steps/000000.json").stat().st_mtime_ns for run in stage.runs())
+    assert second - first > 1e9, "side by side"
 
 
 def process_of_rank(rank: int, among: set[int]) -> int:
