@@ -130,6 +130,16 @@ def test_the_report_opens_with_the_verdict_and_draws_every_section(opened, input
     assert "run_checks" in text(page, "#hack .construct")
 
 
+def test_that_an_honest_grader_pays_no_hack_is_no_finding(opened):
+    page = opened()
+    assert "rl_baseline cannot be paid for a hack (honest grader): its 0 is by construction" in text(
+        page, "#training .lead"
+    )
+    said = text(page, "#types .lead")
+    assert "None at all" not in said
+    assert "rl_baseline is not here: it cannot be paid for a hack (honest grader)" in said
+
+
 def test_filters_and_search_narrow_the_list_and_make_its_link(opened, inputs):
     page = opened("#rollouts")
     count_is(page, len(inputs.rollouts.rows))

@@ -47,6 +47,13 @@ def test_training_figure_is_drawn_and_repeats_byte_for_byte(steps, cast):
     assert plots.training_figure(steps.assign(hacked=0.0), cast) != figure
 
 
+def test_the_training_figure_says_that_an_honest_grader_pays_no_hack(steps, cast):
+    said = b"rl_baseline cannot be paid for a hack (honest grader): 0 by construction."
+    assert said in plots.training_figure(steps, cast, "svg")
+    flawed = steps[steps["arm"] != "rl_baseline"]
+    assert b"cannot be paid" not in plots.training_figure(flawed, cast, "svg")
+
+
 def test_alignment_figure_has_a_second_panel_only_where_something_was_removed(steps, cast):
     both = plots.alignment_figure(steps, cast)
     assert size(both) == (1400, 630)

@@ -33,7 +33,9 @@ def training_figure(steps: pd.DataFrame, roles: Mapping[str, Role], kind: Kind =
             ax.set_ylim(0, min(1.0, max(0.1, 1.08 * float(curves[column].max()))))
             _curves(ax, curves, column, roles)
             _finish(ax, title)
-        _note(fig, steps, window, "Shares of each step's rollouts, solved with training tokens.")
+        _note(
+            fig, steps, window, "Shares of each step's rollouts, solved with training tokens." + _honest(steps, roles)
+        )
         return style.drawn(fig, kind)
 
 
@@ -228,6 +230,12 @@ def _arm_names(axes: Sequence[Axes], roles: Mapping[str, Role]) -> None:
 def _with_role(arm: str, role: Role) -> str:
     shown = {Role.BASE: "untrained", Role.HONEST: "honest grader"}.get(role, role.value)
     return f"{arm}\n({shown})"
+
+
+def _honest(steps: pd.DataFrame, roles: Mapping[str, Role]) -> str:
+    """That an honest grader's hack rate is no finding, where there is one."""
+    arms = [arm for arm in steps["arm"].unique() if roles[arm] is Role.HONEST]
+    return "".join(f" {arm} cannot be paid for a hack (honest grader): 0 by construction." for arm in arms)
 
 
 def _listed(counts: Sequence[int]) -> str:

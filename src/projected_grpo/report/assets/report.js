@@ -25,6 +25,11 @@ function reportSections(data) {
   ];
 }
 
+// Under the honest grader nothing but a correct answer is paid or looked at: no hack is counted while training.
+const isHonest = (arm) => arm.role === 'honest';
+const honestNote = (data) => data.arms.filter(isHonest)
+  .map(({ name }) => ` ${name} cannot be paid for a hack (honest grader): its 0 is by construction, not a finding; read its held-out rates.`).join('');
+
 const withRole = (data, role) => data.arms.find((arm) => arm.role === role);
 
 function verdictSection(data) {
@@ -105,7 +110,7 @@ const smoothing = (data) => (data.window > 1 ? ` Each run is a moving mean over 
 
 function curvesSection(data, visible, hidden) {
   return section('training', 'Training',
-    `Shares of each step's completions, under the names of training. Line: mean over seeds; band: lowest to highest seed.${smoothing(data)} Tap an arm to hide it.`,
+    `Shares of each step's completions, under the names of training. Line: mean over seeds; band: lowest to highest seed.${smoothing(data)}${honestNote(data)} Tap an arm to hide it.`,
     armLegend(data, hidden),
     el('div', { class: 'pair' },
       figure((width) => curveChart(width, { data: data.curves.hacked, arms: visible() }), 'Hacked: paid and not correct'),
@@ -128,9 +133,11 @@ function typesSection(data) {
     return Math.max(...steps.values());
   };
   const top = Math.min(1, 1.05 * Math.max(...arms.map(height)));
-  const none = data.arms.filter((arm) => arm.role !== 'base' && !arms.includes(arm)).map((arm) => arm.name);
+  const absent = data.arms.filter((arm) => arm.role !== 'base' && !arms.includes(arm));
+  const none = absent.filter((arm) => !isHonest(arm)).map((arm) => arm.name);
+  const unpaid = absent.filter(isHonest).map((arm) => ` ${arm.name} is not here: it cannot be paid for a hack (honest grader), so constructs are not counted in its training.`);
   return section('types', { nav: 'Types', full: 'How it is hacked' },
-    `Share of the step's completions that hold a loophole's construct, paid or not, by how the construct is built; all seeds together.${none.length ? ` None at all in ${none.join(', ')}.` : ''}`,
+    `Share of the step's completions that hold a loophole's construct, paid or not, by how the construct is built; all seeds together.${none.length ? ` None at all in ${none.join(', ')}.` : ''}${unpaid.join('')}`,
     kindLegend(kinds.map((kind) => [kind, KINDS[kind] ?? ''])),
     el('div', { class: 'grid' }, arms.map((arm) => figure((width) => typesChart(width, { data: data.types, arm, kinds, top }), armName(arm)))));
 }
