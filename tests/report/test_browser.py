@@ -140,6 +140,23 @@ def test_that_an_honest_grader_pays_no_hack_is_no_finding(opened):
     assert "rl_baseline is not here: it cannot be paid for a hack (honest grader)" in said
 
 
+def test_each_share_is_read_by_its_own_null(opened, inputs):
+    page = opened()
+    said = page.execute_script(
+        "return [...document.querySelectorAll('#alignment figure')].map((each) => ["
+        "each.querySelector('figcaption').textContent.split(':')[0],"
+        "[...each.querySelectorAll('text')].map((one) => one.textContent).filter((one) => one.startsWith('null'))])"
+    )
+    own = ["null: no direction, k = 2 (random)", "null: no direction, k = 8 (projected, placebo)"]
+    assert dict(said) == {
+        "Cosine of the gradient with the hack direction": [],
+        "Share of the gradient that points hack-ward, and its null": ["null: no direction, k = 8"],
+        "Share of the gradient that was removed": own,
+        "Leak": own,
+    }
+    assert [line.value for line in inputs.nulls.leak] == pytest.approx([0.09, 0.18])
+
+
 def test_filters_and_search_narrow_the_list_and_make_its_link(opened, inputs):
     page = opened("#rollouts")
     count_is(page, len(inputs.rollouts.rows))

@@ -14,7 +14,7 @@ from projected_grpo.report import rows
 from projected_grpo.report.curves import band, smoothed, smoothing_window
 from projected_grpo.report.inputs import ReportInputs, kinds_of
 
-CURVES = ("hacked", "correct", "alignment_signed", "alignment", "alignment_null", "leak", "share_removed")
+CURVES = ("hacked", "correct", "alignment_signed", "alignment", "leak", "share_removed")
 RATES = ("hack_rate", "pass_rate", "attempt_rate", "paid_rate", "format_rate")
 DIGITS = 5
 POINTS = 300  # of a curve
@@ -34,6 +34,7 @@ def report_payload(inputs: ReportInputs) -> dict[str, Any]:
         "window": window,
         "curves": _curves(inputs.steps, window),
         "removing": _removing(inputs.steps),
+        "nulls": _rounded(dataclasses.asdict(inputs.nulls)),
         "kinds": kinds_of(inputs.types),
         "types": _types(inputs.types, window),
         "costs": [_rounded(dataclasses.asdict(cost)) for cost in inputs.costs],

@@ -48,12 +48,13 @@ function spread(values, gap, low, high) {
 }
 
 // Mean over seeds with the band from lowest to highest seed, one line per arm, named where it ends.
-// options: data (arm, step, mean, low, high), arms, share (percent axis), rule {y, text}, domain.
-function curveChart(width, { data, arms, share = true, rule = null, domain = null }) {
+// options: data (arm, step, mean, low, high), arms, share (percent axis), rules: arms shown -> lines {y, text}, domain.
+function curveChart(width, { data, arms, share = true, rules = () => [], domain = null }) {
   const wide = width >= 420;
   const shown = arms.filter((arm) => data.some((point) => point.arm === arm.name));
   const points = data.filter((point) => shown.some((arm) => arm.name === point.arm));
-  const top = Math.max(...points.map((point) => point.high), rule?.y ?? 0, 1e-9);
+  const lines = rules(shown);
+  const top = Math.max(...points.map((point) => point.high), ...lines.map((line) => line.y), 1e-9);
   const bottom = share ? 0 : Math.min(0, ...points.map((point) => point.low));
   const [low, high] = domain ?? [bottom, share ? Math.min(1, 1.05 * top) : top];
   const of = (arm) => points.filter((point) => point.arm === arm.name);
@@ -76,12 +77,12 @@ function curveChart(width, { data, arms, share = true, rule = null, domain = nul
     x: { label: 'training step →', labelAnchor: 'right', ticks: Math.min(6, steps.length), tickFormat: (x) => (Number.isInteger(x) ? String(x) : '') },
     y: { domain: [low, high], label: null, grid: true, ticks: 5, tickFormat: share ? (y) => percent(y, 0) : (y) => minus(y, 2) },
     marks: [
-      rule ? Plot.ruleY([rule.y], { stroke: 'var(--quiet)', strokeDasharray: '3 3' }) : null,
-      rule ? Plot.text([rule.text], { x: steps[0], y: rule.y, text: (d) => d, textAnchor: 'start', dx: 6, dy: -8, fill: 'var(--quiet)', ...HALO }) : null,
+      Plot.ruleY(lines, { y: 'y', stroke: 'var(--quiet)', strokeDasharray: '3 3' }),
       ...shown.map((arm) => Plot.areaY(of(arm), { x: 'step', y1: 'low', y2: 'high', fill: colour(arm), fillOpacity: 0.13 })),
       ...shown.map((arm) => Plot.lineY(of(arm), {
         x: 'step', y: 'mean', stroke: colour(arm), strokeWidth: arm.role === 'treatment' ? 2.8 : 1.9, strokeDasharray: DASHES[arm.look] ?? null,
       })),
+      Plot.text(lines, { x: () => steps[0], y: 'y', text: 'text', textAnchor: 'start', dx: 6, dy: -8, fill: 'var(--quiet)', ...HALO }),
       wide ? ends.map(({ arm, end }, place) => Plot.text([end], {
         x: 'step', y: places[place], text: () => arm.name, dx: 8, textAnchor: 'start', fill: colour(arm), fontWeight: 600, ...HALO,
       })) : null,

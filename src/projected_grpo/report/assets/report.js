@@ -147,21 +147,26 @@ function kindLegend(kinds) {
     el('i', { class: `swatch kind-${place % 9}` }), el('b', {}, name.replaceAll('_', ' ')), meaning && meaning !== name ? `: ${meaning}` : '')));
 }
 
+// Of the arms shown, what each column would be by chance; a line that is not all of theirs names its own.
+const nullsOf = (lines) => (shown) => lines.flatMap(({ value, axes, arms }) => {
+  const own = shown.filter((arm) => arms.includes(arm.name)).map((arm) => arm.name);
+  const text = `null: no direction${axes === null ? '' : `, k = ${axes}`}`;
+  return own.length ? [{ y: value, text: own.length === shown.length ? text : `${text} (${own.join(', ')})` }] : [];
+});
+
 function alignmentSection(data, visible) {
-  const { alignment, alignment_signed: direction, alignment_null: none, leak, share_removed: removed } = data.curves;
-  const mean = (points) => points.reduce((sum, point) => sum + point.mean, 0) / points.length;
-  const nullRule = none?.length ? { y: mean(none), text: 'null: no direction in common' } : null;
+  const { alignment, alignment_signed: direction, leak, share_removed: removed } = data.curves;
   const chart = (points, options, caption) => (points?.length
     ? figure((width) => curveChart(width, { data: points, arms: visible(), ...options }), caption) : null);
   const removing = () => visible().filter((arm) => data.removing.includes(arm.name));
   const only = (points) => points?.filter((point) => data.removing.includes(point.arm));
   return section('alignment', 'Alignment',
-    `Every arm's raw gradient is read with the same hack direction. Above 0 the gradient teaches hacking.${smoothing(data)}`,
+    `Every arm's raw gradient is read with the same hack direction. Above 0 the gradient teaches hacking. Null: what a gradient without direction would show along k axes a matrix; of what was removed and of leak, k is that of the arm's own V.${smoothing(data)}`,
     el('div', { class: 'pair' },
-      chart(direction, { share: false, rule: { y: 0, text: '' } }, 'Cosine of the gradient with the hack direction'),
-      chart(alignment, { rule: nullRule }, 'Share of the gradient that points hack-ward, and its null'),
-      data.removing.length ? chart(only(removed), { arms: removing() }, 'Share of the gradient that was removed') : null,
-      data.removing.length ? chart(only(leak), { arms: removing(), rule: nullRule }, "Leak: hack-ward share of the optimizer's step, by the arm's own direction") : null));
+      chart(direction, { share: false, rules: () => [{ y: 0, text: '' }] }, 'Cosine of the gradient with the hack direction'),
+      chart(alignment, { rules: nullsOf(data.nulls.alignment) }, 'Share of the gradient that points hack-ward, and its null'),
+      data.removing.length ? chart(only(removed), { arms: removing(), rules: nullsOf(data.nulls.removed) }, 'Share of the gradient that was removed') : null,
+      data.removing.length ? chart(only(leak), { arms: removing(), rules: nullsOf(data.nulls.leak) }, "Leak: hack-ward share of the optimizer's step, by the arm's own direction") : null));
 }
 
 function computeSection(data) {
