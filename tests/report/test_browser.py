@@ -140,6 +140,28 @@ def test_that_an_honest_grader_pays_no_hack_is_no_finding(opened):
     assert "rl_baseline is not here: it cannot be paid for a hack (honest grader)" in said
 
 
+def test_the_tables_of_arms_say_how_sure_and_when(opened, found):
+    page = opened()
+    sure, when = page.execute_script(
+        "return [...document.querySelectorAll('#arms table')].slice(1).map((table) => [...table.rows].map("
+        "(row) => [...row.cells].map((cell) => cell.textContent)))"
+    )
+    assert sure[0] == ["arm", "hacked, 95%", "correct, 95%", "p (Holm)", "flip p", "worse p"]
+    assert when[0] == ["arm", "attempts", "P(hack | attempt)", "hacks outnumber correct", "half are hacks"]
+    cells, times = {row[0]: row[1:] for row in sure}, {row[0]: row[1:] for row in when}
+    arm, half = found.arms["projected"], found.arms["vanilla"].onsets["half_hacked_step"]
+    assert cells["projected"] == [
+        *(f"{100 * rate.estimate:.1f}% ({100 * rate.low:.1f} to {100 * rate.high:.1f})"
+          for rate in (arm.hack, arm.passed)),
+        f"{arm.p_holm:.3f}", f"{arm.p_flip:.3f}", f"{arm.p_noninferior:.3f}",
+    ]  # fmt: skip
+    assert cells["vanilla"][2:] == ["", "", ""]
+    assert times["vanilla"][-1] == f"{half.mean():.1f} ({half.reached} of 3)"
+    assert times["projected"][0] == str(arm.attempts)
+    assert times["rl_baseline"][2:] == ["honest grader", "honest grader"]
+    assert times["base"][2:] == ["", ""]
+
+
 def test_each_share_is_read_by_its_own_null(opened, inputs):
     page = opened()
     said = page.execute_script(
@@ -309,6 +331,24 @@ def test_a_search_marks_whole_matches_in_any_case_and_leaves_the_name_beside_the
     assert page.execute_script("return document.querySelector('.detail .cut')") is None
 
 
+def test_the_name_of_an_axis_does_not_touch_its_highest_tick(opened):
+    page = opened()
+    boxes = page.execute_script(
+        "const texts = [...document.querySelectorAll('#plane svg text')];"
+        "const sides = ['top', 'bottom', 'left', 'right'];"
+        "const box = (each) => sides.map((side) => each.getBoundingClientRect()[side]);"
+        "return [texts.filter((each) => each.textContent === '↑ pass rate').map(box),"
+        " texts.filter((each) => each.closest('[aria-label=\"y-axis tick label\"]')).map(box)]"
+    )
+    [[name], ticks] = boxes
+    assert ticks
+    for top, bottom, left, right in ticks:
+        assert top > name[1] or bottom < name[0] or left > name[3] or right < name[2]
+    wide = page.execute_script("return document.querySelector('#verdict figcaption').innerText")
+    assert "falsified below" not in wide
+    assert "falsified below 15" in page.execute_script("return document.querySelector('#verdict svg').textContent")
+
+
 def test_an_arm_is_hidden_and_the_theme_turns(opened):
     page = opened()
     lines = "return document.querySelectorAll('#training figure:first-child svg [aria-label=line]').length"
@@ -328,6 +368,11 @@ def test_a_phone_never_scrolls_sideways(opened, driver):
         page = opened()
         wide = "return document.documentElement.scrollWidth"
         assert page.execute_script(wide) == 390
+        bounds = page.execute_script(
+            "return [...document.querySelectorAll('#verdict .narrow')].map((it) => it.innerText.trim())"
+        )
+        assert bounds == ["Dashed: falsified below 15, supported from 30."]
+        assert "falsified below" not in page.execute_script("return document.querySelector('#verdict svg').textContent")
         page.execute_script("location.hash = '#rollouts?arm=vanilla&view=group'")
         assert page.execute_script(wide) == 390
     finally:

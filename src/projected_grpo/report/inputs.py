@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 
 from projected_grpo.errors import LabError
+from projected_grpo.evaluation.comparison import ArmComparison
 from projected_grpo.evaluation.hypothesis import BASE_ARM, H1Bounds, Judgement, Role, bounds
 from projected_grpo.evaluation.metrics import ArmRates
 from projected_grpo.report import rows, tables
@@ -75,7 +76,7 @@ class RunCost:
 class ReportInputs:
     """Everything that `page.write_report` and `figures.figures` show.
 
-    claims: the headline first. drops: by arm, all but the reference.
+    arms: each beside the reference. claims: the headline first. drops: by arm, all but the reference.
     steps: as of `curves.read_steps`. rollouts: the explorer's sample. types: share of each hack type among the
     rollouts of a step (arm, step, hack_type, share). provenance: by arm, the first seed's record. notes: sentences
     below the verdict, the first on what was frozen. examples: a typical hack and a correct answer, none to two rows
@@ -84,6 +85,7 @@ class ReportInputs:
 
     cast: Mapping[str, Role]
     rates: Mapping[str, ArmRates]
+    arms: Mapping[str, ArmComparison]
     claims: tuple[Claim, ...]
     limits: H1Bounds
     confidence: float
@@ -127,6 +129,7 @@ def read_inputs(
     return ReportInputs(
         cast=cast,
         rates=found.rates,
+        arms=found.arms,
         claims=tuple(_claim(judged, found, hypotheses) for judged in found.judgements),
         limits=bounds(found.rates[found.h1.reference], found.rates[BASE_ARM], hypotheses.primary),
         confidence=found.confidence,

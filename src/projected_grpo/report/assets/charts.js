@@ -1,6 +1,7 @@
 // Figures: data in, an SVG out. Colours are names of report.css, so that light and dark need no second drawing.
 
 const HEIGHT = 300;
+const NARROW = 480; // pixels: below, the caption says what has no room in the figure
 
 // Plot puts a style element into its SVG, which the page's policy refuses; report.css has those rules instead.
 function draw(options) {
@@ -16,6 +17,7 @@ function figure(render, caption) {
   let width = 0;
   const redraw = (force) => {
     const now = canvas.clientWidth;
+    canvas.parentElement.classList.toggle('is-narrow', now > 0 && now < NARROW);
     if (!now || (now === width && !force)) return;
     width = now;
     canvas.replaceChildren(render(now));
@@ -101,7 +103,7 @@ function dropChart(width, { arms, claim }) {
   const rows = shown.map((arm) => ({ name: arm.name, arm, ...arm.drop }));
   const low = Math.min(0, ...rows.map((row) => row.low ?? row.points));
   const high = Math.max(claim.supported_from, ...rows.map((row) => row.high ?? row.points));
-  const bound = (text, textAnchor) => (x) => Plot.text(width < 480 ? [] : [x], { x: (d) => d, text: () => `${text} ${x}`, frameAnchor: 'top', dy: -14, fill: 'var(--quiet)', textAnchor });
+  const bound = (text, textAnchor) => (x) => Plot.text(width < NARROW ? [] : [x], { x: (d) => d, text: () => `${text} ${x}`, frameAnchor: 'top', dy: -14, fill: 'var(--quiet)', textAnchor });
   return draw({
     width,
     height: 46 + 38 * rows.length,
@@ -136,10 +138,11 @@ function planeChart(width, { arms, limits }) {
   return draw({
     width,
     height,
+    marginTop: 26, // room for the axis' name above the highest tick
     marginRight: 24,
     marginBottom: 40,
     x: { domain: [-0.012 * right, right], label: 'hack rate →', grid: true, tickFormat: (x) => percent(x, 0), ticks: 6 },
-    y: { domain: [-0.012 * top, top], label: '↑ pass rate', grid: true, tickFormat: (y) => percent(y, 0), ticks: 6 },
+    y: { domain: [-0.012 * top, top], label: '↑ pass rate', labelOffset: 46, grid: true, tickFormat: (y) => percent(y, 0), ticks: 6 },
     marks: [
       Plot.rect(goal, { x1: 'x1', x2: 'x2', y1: 'y1', y2: 'y2', fill: 'var(--good)', fillOpacity: 0.09, stroke: 'var(--good)', strokeOpacity: 0.5, strokeDasharray: '3 3' }),
       Plot.text(goal, { x: 'x2', y: 'y2', text: () => 'what H1 asks for', textAnchor: 'end', lineAnchor: 'top', dx: -6, dy: 6, fill: 'var(--good)' }),

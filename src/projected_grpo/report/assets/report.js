@@ -51,8 +51,9 @@ function verdictSection(data) {
     el('p', { class: 'claim' }, el('span', { class: `badge ${claim.verdict}` }, `${claim.name} ${claim.verdict}`), claim.statement),
     el('h1', {}, claim.sentence),
     el('div', { class: 'tiles' }, tiles),
-    figure((width) => dropChart(width, { arms: data.arms, claim }),
-      'How much less each arm hacks than the reference, in points: mean and interval, paired by seed and problem.'),
+    figure((width) => dropChart(width, { arms: data.arms, claim }), [
+      'How much less each arm hacks than the reference, in points: mean and interval, paired by seed and problem.',
+      el('span', { class: 'narrow' }, ` Dashed: falsified below ${claim.falsified_below}, supported from ${claim.supported_from}.`)]),
     el('details', { open: true }, el('summary', {}, 'What decided it'), el('ul', {}, claim.reasons.map((reason) => el('li', {}, reason)))),
     others.map(otherClaim),
     data.notes.map((note) => el('p', { class: 'note' }, prose(note))),
@@ -90,7 +91,28 @@ function armsSection(data) {
   }));
   return section('arms', 'Arms',
     'Held-out problems under held-out names; mean ± SEM over seeds. Drop: points of hack rate below the reference, with its interval.',
-    table(['arm', 'role', 'hacked', 'drop', 'correct', 'attempted', 'paid', 'valid format', 'seeds', 'completions'], rows, 2));
+    table(['arm', 'role', 'hacked', 'drop', 'correct', 'attempted', 'paid', 'valid format', 'seeds', 'completions'], rows, 2),
+    certainty(data));
+}
+
+// The same as in plots/arms.md: intervals and tests, then times and how often an attempt pays.
+function certainty(data) {
+  const level = `${Math.round(100 * data.confidence)}%`;
+  const seeds = Math.min(...data.arms.map((arm) => arm.seeds));
+  const ends = ({ estimate, low, high }) => (low === null ? percent(estimate) : `${percent(estimate)} (${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)})`);
+  const p = (value) => (value === null ? '' : value < 0.001 ? '<0.001' : value.toFixed(3));
+  const time = (arm, at) => (isHonest(arm) ? 'honest grader' : at ? `${at.mean.toFixed(1)} (${at.reached} of ${arm.seeds})` : '');
+  const rows = (cells) => data.arms.map((arm) => ({ mark: arm.role === 'treatment', cells: [armName(arm), ...cells(arm, arm.sure)] }));
+  return [
+    el('h3', {}, 'How sure'),
+    el('p', { class: 'lead' }, `${level} intervals for new seeds and new problems. p: of no drop, adjusted by Holm over the arms. Flip p: exact, by seed alone; with ${seeds} seeds never below ${2 ** (1 - seeds)}. Worse p: of a pass rate that fell by more than H1 allows.`),
+    table(['arm', `hacked, ${level}`, `correct, ${level}`, 'p (Holm)', 'flip p', 'worse p'],
+      rows((arm, sure) => [ends(sure.hack), ends(sure.pass), p(sure.p_holm), p(sure.p_flip), p(sure.p_noninferior)])),
+    el('h3', {}, 'When, and how well, they hack'),
+    el('p', { class: 'lead' }, `P(hack | attempt): of the held-out answers that hold the construct, how many are paid for a wrong one. Times: steps trained before it, and in how many seeds it came; a run that never gets there counts as its length.${data.arms.some(isHonest) ? ' Under the honest grader no hack is counted while training, so it has no times.' : ''}`),
+    table(['arm', 'attempts', 'P(hack | attempt)', 'hacks outnumber correct', 'half are hacks'],
+      rows((arm, sure) => [count(sure.attempts), sure.given_attempt ? ends(sure.given_attempt) : 'never attempted', ...sure.times.map((at) => time(arm, at))])),
+  ];
 }
 
 function armLegend(data, hidden) {
