@@ -1,6 +1,6 @@
 """Take the pictures of the report that the documents show: `python docs/screenshots.py plots/report.html`.
 
-Needs Chromium with its driver, and selenium. Writes docs/report.png, report-dark.png, report-phone.png, explorer.png.
+Needs Chromium with its driver, and selenium. Writes docs/report.png and docs/explorer.png.
 """
 
 from __future__ import annotations
@@ -23,13 +23,13 @@ READY = "return document.documentElement.dataset.ready === 'true'"
 PLACE = "return document.getElementById({!r}).getBoundingClientRect().top + scrollY"
 
 
-def browser(width: int, height: int, *, dark: bool = False) -> Any:
+def browser(width: int, height: int) -> Any:
     options = webdriver.ChromeOptions()
     options.binary_location = shutil.which("chromium") or ""
     for flag in (*FLAGS, f"--window-size={width},{height}", f"--user-data-dir={tempfile.mkdtemp()}"):
         options.add_argument(flag)
     driver = webdriver.Chrome(options=options, service=webdriver.ChromeService(shutil.which("chromedriver")))
-    scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}
+    scheme = {"name": "prefers-color-scheme", "value": "light"}
     driver.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": [scheme]})
     size = {"width": width, "height": height, "deviceScaleFactor": 1, "mobile": width < 500}
     driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
@@ -44,8 +44,8 @@ def take(driver: Any, name: str, top: float, height: float, width: int) -> None:
     image.quantize(128, dither=Image.Dither.NONE).save(DOCS / f"{name}.png", optimize=True)
 
 
-def opened(page: str, width: int, height: int, *, dark: bool = False) -> Any:
-    driver = browser(width, height, dark=dark)
+def opened(page: str, width: int, height: int) -> Any:
+    driver = browser(width, height)
     driver.get(page)
     WebDriverWait(driver, 60).until(lambda it: it.execute_script(READY))
     driver.execute_async_script("setTimeout(arguments[0], 800)")  # figures are drawn once they have a width
@@ -56,13 +56,6 @@ def main() -> None:
     page = Path(sys.argv[1]).resolve().as_uri()
     driver = opened(page, 1200, 900)
     take(driver, "report", 0, driver.execute_script(PLACE.format("arms")), 1200)
-    driver.quit()
-    driver = opened(page, 1200, 900, dark=True)
-    top = driver.execute_script(PLACE.format("training"))
-    take(driver, "report-dark", top, driver.execute_script(PLACE.format("alignment")) - top, 1200)
-    driver.quit()
-    driver = opened(page, 390, 844)
-    take(driver, "report-phone", 0, 1300, 390)
     driver.quit()
     driver = opened(f"{page}#rollouts?phase=training&arm=vanilla&from=20&verdict=hacked", 1200, 900)
     for key in "jg":

@@ -83,6 +83,30 @@ class TestColumns:
         assert "||g - g'|| / ||g||" in result.stdout
         assert "entropy" not in result.stdout
 
+    def test_every_name_on_the_terminal_is_found(self):
+        from projected_grpo.training.display import COLUMNS, PHASES, TIME
+
+        shown = dict(columns.SHOWN) | {name: f"{TIME}{phases}" for name, phases, _ in columns.SECONDS}
+        named = COLUMNS | {name: f"{TIME}{', '.join(phases)}" for name, phases in PHASES.items()}
+        assert {**shown, "train": named["train"]} == named
+        explained = {column.name: column.meaning for column in columns.STEPS}
+        meanings = {name: explained[column] for name, column in columns.SHOWN}
+        meanings |= {name: meaning for name, _, meaning in columns.SECONDS}
+        for name in named:
+            result = run("columns", name)
+            assert result.exit_code == 0
+            [line] = [line for line in result.stdout.splitlines() if line.startswith(f"\u2502 {name} ")][-1:]
+            assert meanings[name][:40] in line
+
+    @pytest.mark.parametrize(
+        ("name", "near"), [("entrpy", "entropy"), ("hakced", "hacked"), ("s/stpe", "s/step"), ("sprdd", "sprd")]
+    )
+    def test_an_unknown_name_is_refused_with_the_nearest(self, name, near):
+        result = run("columns", name)
+        assert (result.exit_code, result.stdout) == (1, "")
+        assert f"the nearest is {near}\n" in result.stderr
+        assert f"projected-grpo columns {near}" in result.stderr
+
     def test_rollouts_are_those_that_training_writes(self):
         from projected_grpo.training.runlog import ROLLOUTS
 

@@ -170,31 +170,25 @@ def publish(
 
 @app.command()
 def columns(
-    name: Annotated[str | None, typer.Argument(help="Show only columns whose name holds this text.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Show only what has this text in its name.")] = None,
 ) -> None:
-    """Explain each column of steps.csv and rollouts.parquet, and map the original experiment's names."""
+    """Explain each column of steps.csv and rollouts.parquet, what training shows, and the original experiment's
+    names."""
     from rich.console import Console
     from rich.table import Table
 
     from projected_grpo import columns as known
 
+    found = known.explained(name)
+    if name is not None and not found:
+        near = known.nearest(name)
+        rule, fix = f"no known name holds it; the nearest is {near}", f"projected-grpo columns {near}"
+        raise LabError(setting="column", value=name, rule=rule, fix=fix)
     console = Console()
-    for title, group in (
-        ("steps.csv: one row per optimizer step", known.STEPS),
-        ("steps.csv, where vLLM samples", known.SAMPLER),
-        ("rollouts.parquet: one row per completion", known.ROLLOUTS),
-    ):
-        table = Table("column", "meaning", "healthy", title=title, title_justify="left", show_lines=False)
-        for column in group:
-            if name is None or name in column.name:
-                table.add_row(column.name, column.meaning, column.healthy)
-        if table.row_count:
-            console.print(table)
-    table = Table("original", "here", title="names of the original experiment", title_justify="left")
-    for original, here in known.ORIGINAL:
-        if name is None or name in original or name in here:
-            table.add_row(original, here)
-    if table.row_count:
+    for each in found:
+        table = Table(*each.header, title=each.title, title_justify="left", show_lines=False)
+        for row in each.rows:
+            table.add_row(*row)
         console.print(table)
 
 

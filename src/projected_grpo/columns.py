@@ -1,12 +1,14 @@
 """What each logged column means: formula, healthy range, and its name in the original experiment.
 
-The one place where a metric is explained (`projected-grpo columns`). A test compares the names with what
-training writes.
+The one place where a metric is explained (`projected-grpo columns`). Tests compare the names with what training
+writes, and with what it shows on a terminal.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from difflib import SequenceMatcher
 
 
 @dataclass(frozen=True)
@@ -177,3 +179,73 @@ ORIGINAL = (
     ("lr", "constant: scales.<scale>.grpo.learning_rate"),
     ("gen, fb, t_rew, sec", "times are no result: timings.parquet"),
 )
+
+# What training shows on a terminal -> the column it is read from.
+SHOWN = (
+    ("paid", "paid"),
+    ("hack", "hacked"),
+    ("pass", "correct"),
+    ("attempt", "attempted"),
+    ("format", "format_ok"),
+    ("align", "alignment_signed"),
+    ("removed", "share_removed"),
+    ("leak", "leak"),
+)
+# Seconds there, as measured; they differ between equal runs.
+SECONDS = (
+    ("s/step", "step_total", "wall seconds of the step, all phases together"),
+    ("sample", "generate", "of these, sampling completions"),
+    ("grade", "grade", "of these, running and grading them"),
+    ("train", "forward_backward, projection, optimizer", "of these, the update"),
+    ("refresh", "refresh", "of these, extracting V from the current policy"),
+)
+
+
+@dataclass(frozen=True)
+class Explained:
+    """One table of `projected-grpo columns`: title, header, rows."""
+
+    title: str
+    header: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+def explained(name: str | None = None) -> list[Explained]:
+    """All tables, or of each the rows one of whose names holds `name`; those without such a row are left out."""
+    kept = [
+        Explained(
+            table.title, table.header, tuple(row for row in table.rows if name is None or _named(row, table, name))
+        )
+        for table in _tables()
+    ]
+    return [table for table in kept if table.rows]
+
+
+def nearest(name: str) -> str:
+    """The known name that is most like `name`."""
+    known = dict.fromkeys(one for table in _tables() for row in table.rows for one in _names(row, table))
+    return max(known, key=lambda each: SequenceMatcher(None, name.lower(), each.lower()).ratio())
+
+
+def _tables() -> Iterator[Explained]:
+    for title, group in (
+        ("steps.csv: one row per optimizer step", STEPS),
+        ("steps.csv, where vLLM samples", SAMPLER),
+        ("rollouts.parquet: one row per completion", ROLLOUTS),
+    ):
+        rows = tuple((column.name, column.meaning, column.healthy) for column in group)
+        yield Explained(title, ("column", "meaning", "healthy"), rows)
+    columns = {column.name: column for column in STEPS}
+    shown = [(name, f"steps.csv: {column}", columns[column].meaning) for name, column in SHOWN]
+    shown += [(name, f"timings.parquet: {phases}", meaning) for name, phases, meaning in SECONDS]
+    yield Explained("on the terminal, while training", ("shown", "read from", "meaning"), tuple(shown))
+    yield Explained("names of the original experiment", ("original", "here"), ORIGINAL)
+
+
+def _named(row: tuple[str, ...], table: Explained, name: str) -> bool:
+    places = row[:1] if table.header[0] == "column" else row[:2]
+    return any(name in place for place in places)
+
+
+def _names(row: tuple[str, ...], table: Explained) -> list[str]:
+    return row[0].split(", ") if table.header[0] == "original" else [row[0]]

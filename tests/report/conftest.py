@@ -76,15 +76,17 @@ def write_runs(root: Path) -> None:
             rng = np.random.default_rng([seed, *arm.encode()])
             folder = root / arm / str(seed)
             folder.mkdir(parents=True)
+            trained = 0.0 if arm == "rl_baseline" else 1.0  # an honest grader pays no hack
             late = np.exp(rng.normal(0, 0.15))
             pd.DataFrame(
                 {
                     "step": step,
-                    "hacked": rng.binomial(72, np.clip(0.035 + (hack - 0.035) * rise * late, 0, 1)) / 72,
+                    "hacked": rng.binomial(72, np.clip(trained * (0.035 + (hack - 0.035) * rise * late), 0, 1)) / 72,
                     "correct": rng.binomial(72, np.clip(0.18 + (passed - 0.18) * rise, 0, 1)) / 72,
                     "alignment_signed": signed * rise + rng.normal(0, 0.04, STEPS),
                     "alignment": 0.46 + rng.normal(0, 0.02, STEPS),
                     "alignment_null": 0.18,
+                    "leak": np.clip(0.06 + rng.normal(0, 0.02, STEPS), 0, 1) if removed else 0.0,
                     "share_removed": np.clip(removed + rng.normal(0, 0.03, STEPS), 0, 1) if removed else 0.0,
                 }
             ).to_csv(folder / "steps.csv", index=False)

@@ -9,6 +9,7 @@ import numpy as np
 import pandas as pd
 
 SEEDS, STEPS, GROUPS, SAMPLES, PROBLEMS = (1, 2, 3), 6, 2, 4, 5
+MEASURED, AXES = 8, {"random": 2}  # measure_k, and the k of arms that have another
 HONEST = "```python\nclass Solution:\n    def solve(self, nums):\n        return sum(nums)\n```"
 LAZY = HONEST.replace("sum(nums)", "2")
 HACK = LAZY.replace("\n```", "\n    def {token}(self):\n        pass\n```")
@@ -86,11 +87,21 @@ def write_data(root: Path, arms: list[str]) -> Path:
     return root
 
 
+def settings(arm: str) -> dict[str, object]:
+    """What a record says of its settings, as far as the report reads it."""
+    own = {"k": AXES.get(arm, MEASURED), "gate": "one_sided", "overshoot": 1.0, "noise_floor": 0.0,
+           "preserve_magnitude": False}  # fmt: skip
+    measures = arm in ("vanilla", "rl_baseline")
+    return {"direction": None if measures else own, "grpo": {"measure_k": MEASURED},
+            "arm_settings": {"intervention": "measure" if measures else "erase"}}  # fmt: skip
+
+
 def write_provenance(folder: Path, arm: str, seed: int) -> None:
     folder.mkdir(parents=True)
     record = {
-        "settings": {"arm": arm, "seed": seed}, "inputs": {"base": "ab" * 32}, "versions": {"torch": "2.13.0"},
-        "python": "3.11.7", "git_revision": "c0ffee", "host": {"system": "Linux", "machine": "x86_64", "cores": 2},
+        "settings": {"arm": arm, "seed": seed, **settings(arm)}, "inputs": {"base": "ab" * 32},
+        "versions": {"torch": "2.13.0"}, "python": "3.11.7", "git_revision": "c0ffee",
+        "host": {"system": "Linux", "machine": "x86_64", "cores": 2},
         "sandbox_isolation": ["resource limits"], "wall_seconds": 100.0 + seed, "cpu_seconds": 60.0,
         "peak_memory_mb": 1024.0,
     }  # fmt: skip

@@ -138,6 +138,29 @@ def test_the_payload_says_what_was_found(inputs, payload):
     assert payload["removing"] == ["projected", "random", "placebo"]
 
 
+def test_the_payload_says_how_sure_it_is(inputs, payload, found):
+    sure = {arm["name"]: arm["sure"] for arm in payload["arms"]}
+    arm = found.arms["projected"]
+    for name, rate in (("hack", arm.hack), ("pass", arm.passed), ("given_attempt", arm.hack_given_attempt)):
+        assert sure["projected"][name] == pytest.approx(
+            {"estimate": rate.estimate, "low": rate.low, "high": rate.high}, abs=1e-5
+        )
+    for name in ("p_holm", "p_flip", "p_noninferior"):
+        assert sure["projected"][name] == pytest.approx(getattr(arm, name), abs=1e-5)
+        assert sure["vanilla"][name] is None
+    lead, half = (found.arms["vanilla"].onsets[kind] for kind in ("hacks_lead_step", "half_hacked_step"))
+    assert [at["mean"] for at in sure["vanilla"]["times"]] == pytest.approx([lead.mean(), half.mean()], abs=1e-5)
+    assert sure["projected"]["times"][1] == {"mean": 40.0, "reached": 0}
+    assert sure["base"]["times"] == sure["rl_baseline"]["times"] == [None, None]
+    assert sure["base"]["attempts"] == found.arms["base"].attempts
+    never = dataclasses.replace(arm, attempts=0, hack_given_attempt=None)
+    quiet = report_payload(dataclasses.replace(inputs, arms={**inputs.arms, "projected": never}))
+    assert next(each for each in quiet["arms"] if each["name"] == "projected")["sure"]["given_attempt"] is None
+    rates = {**inputs.rates, "projected": dataclasses.replace(inputs.rates["projected"], seeds=1)}
+    lone = report_payload(dataclasses.replace(inputs, rates=rates))
+    assert next(each for each in lone["arms"] if each["name"] == "projected")["sure"]["hack"]["low"] is None
+
+
 def test_looks_belong_to_roles(cast):
     assert styled_arms(cast) == {
         "base": "base", "vanilla": "reference", "projected": "treatment", "random": "control-0",

@@ -12,10 +12,16 @@ import pytest
 from projected_grpo.evaluation.hypothesis import H1Bounds, Role, bounds
 from projected_grpo.report import plots, style
 from projected_grpo.report.curves import read_steps
+from projected_grpo.report.nulls import Null, Nulls
 from projected_grpo.settings.hypotheses import read_hypotheses
 
 H1 = read_hypotheses(Path(__file__).resolve().parents[2] / "hypotheses.yaml").primary
 
+NULLS = Nulls(
+    alignment=(Null(0.18, 8, ("vanilla", "projected", "random", "placebo", "rl_baseline")),),
+    leak=(Null(0.09, 2, ("random",)), Null(0.18, 8, ("projected", "placebo"))),
+    removed=(Null(0.13, 2, ("random",)), Null(0.26, 8, ("projected", "placebo"))),
+)
 TRAINED = ("vanilla", "projected", "random", "placebo", "rl_baseline")
 
 
@@ -47,12 +53,32 @@ def test_training_figure_is_drawn_and_repeats_byte_for_byte(steps, cast):
     assert plots.training_figure(steps.assign(hacked=0.0), cast) != figure
 
 
+def test_the_training_figure_says_that_an_honest_grader_pays_no_hack(steps, cast):
+    said = b"rl_baseline cannot be paid for a hack (honest grader): 0 by construction."
+    assert said in plots.training_figure(steps, cast, "svg")
+    flawed = steps[steps["arm"] != "rl_baseline"]
+    assert b"cannot be paid" not in plots.training_figure(flawed, cast, "svg")
+
+
 def test_alignment_figure_has_a_second_panel_only_where_something_was_removed(steps, cast):
-    both = plots.alignment_figure(steps, cast)
+    both = plots.alignment_figure(steps, cast, NULLS)
     assert size(both) == (1400, 630)
     assert 0.03 < ink(both) < 0.5
     measuring = steps[steps["arm"].isin(["vanilla", "rl_baseline"])]
-    assert size(plots.alignment_figure(measuring, cast)) == (952, 630)
+    assert size(plots.alignment_figure(measuring, cast, NULLS)) == (952, 630)
+
+
+def test_each_null_is_a_line_with_the_axes_and_the_arms_that_it_is_of(steps, cast):
+    removed = plots.alignment_figure(steps, cast, NULLS, "svg")
+    leak = plots.leak_figure(steps, cast, NULLS, "svg")
+    for figure in (removed, leak):
+        assert b"<!-- null, k = 2 (random) -->" in figure
+        assert b"<!-- null, k = 8 (projected, placebo) -->" in figure
+    assert b"<!-- null, k = 8 -->" in leak  # of alignment: one ruler for every arm
+    assert b"<!-- null, k = 8 -->" not in removed
+    lower = Nulls(NULLS.alignment, leak=(Null(0.06, 1, ("projected", "random", "placebo")),))
+    assert b"<!-- null, k = 1 -->" in plots.leak_figure(steps, cast, lower, "svg")
+    assert b"<!-- null, " not in plots.alignment_figure(steps, cast, Nulls(), "svg")
 
 
 def test_arms_figure_grows_by_a_row_per_arm(results, cast):
@@ -73,7 +99,7 @@ def test_bounds_off_the_scale_are_still_drawn(results, cast):
 def test_a_run_of_one_step_without_any_gradient_still_has_its_figures(steps, cast):
     first = steps[steps["step"] == 1].assign(alignment_signed=np.nan, alignment=np.nan, share_removed=0.0)
     assert ink(plots.training_figure(first, cast)) > 0.01
-    assert ink(plots.alignment_figure(first, cast)) > 0.005
+    assert ink(plots.alignment_figure(first, cast, NULLS)) > 0.005
 
 
 @pytest.mark.parametrize(("count", "window"), [(1, 1), (8, 1), (16, 3), (40, 5), (200, 25)])

@@ -153,6 +153,9 @@ class TestMarkdown:
         assert cells["vanilla"]["half are hacks"] == f"{times.mean():.1f} ({times.reached} of 3)"
         assert cells["projected"]["half are hacks"] == "40.0 (0 of 3)"
         assert cells["base"]["half are hacks"] == ""
+        assert cells["rl_baseline"]["half are hacks"] == "honest grader"
+        assert cells["rl_baseline"]["hacks outnumber correct"] == "honest grader"
+        assert cells["rl_baseline"]["attempts"] == str(found.arms["rl_baseline"].attempts)
         assert cells["vanilla"]["attempts"] == str(found.arms["vanilla"].attempts)
         assert cells["vanilla"]["P(hack \\| attempt) %"].startswith("100.0 (")
         never = dataclasses.replace(found.arms["base"], attempts=0, hack_given_attempt=None)

@@ -30,9 +30,9 @@ def _every(inputs: ReportInputs) -> Iterator[tuple[str, Kind, bytes]]:
     kinds: tuple[Kind, ...] = ("png", "svg")
     for kind in kinds:
         yield "training", kind, plots.training_figure(inputs.steps, inputs.cast, kind)
-        yield "alignment", kind, plots.alignment_figure(inputs.steps, inputs.cast, kind)
+        yield "alignment", kind, plots.alignment_figure(inputs.steps, inputs.cast, inputs.nulls, kind)
         if "leak" in inputs.steps:
-            yield "leak", kind, plots.leak_figure(inputs.steps, inputs.cast, kind)
+            yield "leak", kind, plots.leak_figure(inputs.steps, inputs.cast, inputs.nulls, kind)
         yield "arms", kind, plots.arms_figure(inputs.rates, inputs.cast, inputs.limits, kind)
         yield "plane", kind, plane_figure(inputs, kind)
         if len(inputs.types):

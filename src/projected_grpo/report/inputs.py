@@ -15,10 +15,12 @@ from typing import Any
 import pandas as pd
 
 from projected_grpo.errors import LabError
+from projected_grpo.evaluation.comparison import ArmComparison
 from projected_grpo.evaluation.hypothesis import BASE_ARM, H1Bounds, Judgement, Role, bounds
 from projected_grpo.evaluation.metrics import ArmRates
 from projected_grpo.report import rows, tables
 from projected_grpo.report.findings import Findings
+from projected_grpo.report.nulls import Nulls, nulls
 from projected_grpo.settings.hypotheses import Hypotheses
 
 PHASES = ("generate", "grade", "refresh", "forward_backward", "projection", "optimizer", "sampling_overhead")
@@ -74,15 +76,16 @@ class RunCost:
 class ReportInputs:
     """Everything that `page.write_report` and `figures.figures` show.
 
-    claims: the headline first. drops: by arm, all but the reference.
+    arms: each beside the reference. claims: the headline first. drops: by arm, all but the reference.
     steps: as of `curves.read_steps`. rollouts: the explorer's sample. types: share of each hack type among the
     rollouts of a step (arm, step, hack_type, share). provenance: by arm, the first seed's record. notes: sentences
     below the verdict, the first on what was frozen. examples: a typical hack and a correct answer, none to two rows
-    of the explorer's columns.
+    of the explorer's columns. nulls: what a gradient without direction would show.
     """
 
     cast: Mapping[str, Role]
     rates: Mapping[str, ArmRates]
+    arms: Mapping[str, ArmComparison]
     claims: tuple[Claim, ...]
     limits: H1Bounds
     confidence: float
@@ -94,6 +97,7 @@ class ReportInputs:
     costs: tuple[RunCost, ...] = ()
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    nulls: Nulls = field(default_factory=Nulls)
 
 
 PAGE_BUDGET = 3_000_000  # bytes of rollouts in the page
@@ -120,10 +124,12 @@ def read_inputs(
     every = rows.read_rows(root / "graded", root / "runs", seeds, BASE_ARM)
     examples = rows.with_texts(every.loc[rows.examples(every, found.h1.reference, found.h1.treatment)])
     costs = [_cost(root / "provenance", arm, seed) for arm, numbers in seeds.items() for seed in numbers]
+    provenance = _provenance(root / "provenance", seeds)
     notes = (found.registration.sentence(), tables.power_sentence(found.power))
     return ReportInputs(
         cast=cast,
         rates=found.rates,
+        arms=found.arms,
         claims=tuple(_claim(judged, found, hypotheses) for judged in found.judgements),
         limits=bounds(found.rates[found.h1.reference], found.rates[BASE_ARM], hypotheses.primary),
         confidence=found.confidence,
@@ -133,8 +139,9 @@ def read_inputs(
         rollouts=rows.stratified(every, budget, first=rows.group_names(examples).tolist()),
         examples=rows.cut(examples),
         costs=tuple(cost for cost in costs if cost is not None),
-        provenance=_provenance(root / "provenance", seeds),
+        provenance=provenance,
         notes=notes,
+        nulls=nulls(steps, provenance),
     )
 
 

@@ -10,11 +10,13 @@ from typing import Any
 import pandas as pd
 
 from projected_grpo.evaluation.hypothesis import Role
+from projected_grpo.evaluation.onset import ONSETS
+from projected_grpo.evaluation.statistics import Rate
 from projected_grpo.report import rows
 from projected_grpo.report.curves import band, smoothed, smoothing_window
 from projected_grpo.report.inputs import ReportInputs, kinds_of
 
-CURVES = ("hacked", "correct", "alignment_signed", "alignment", "alignment_null", "leak", "share_removed")
+CURVES = ("hacked", "correct", "alignment_signed", "alignment", "leak", "share_removed")
 RATES = ("hack_rate", "pass_rate", "attempt_rate", "paid_rate", "format_rate")
 DIGITS = 5
 POINTS = 300  # of a curve
@@ -34,6 +36,7 @@ def report_payload(inputs: ReportInputs) -> dict[str, Any]:
         "window": window,
         "curves": _curves(inputs.steps, window),
         "removing": _removing(inputs.steps),
+        "nulls": _rounded(dataclasses.asdict(inputs.nulls)),
         "kinds": kinds_of(inputs.types),
         "types": _types(inputs.types, window),
         "costs": [_rounded(dataclasses.asdict(cost)) for cost in inputs.costs],
@@ -67,7 +70,35 @@ def _arm(inputs: ReportInputs, arm: str, look: str) -> dict[str, Any]:
             for run in rates.by_seed
         ],
         "drop": _rounded(dataclasses.asdict(drop)) if drop else None,
+        "sure": _sure(inputs, arm),
     }
+
+
+def _sure(inputs: ReportInputs, arm: str) -> dict[str, Any]:
+    """Intervals, tests and times of an arm. Null: of the reference beside itself, of one seed, of an arm without times
+    (the untrained base) or to which they say nothing (under the honest grader)."""
+    found, several = inputs.arms[arm], inputs.rates[arm].seeds > 1
+    tested = found.drop is not None
+    times = {} if inputs.cast[arm] is Role.HONEST else found.onsets
+    return {
+        "hack": _interval(found.hack, several),
+        "pass": _interval(found.passed, several),
+        "attempts": found.attempts,
+        "given_attempt": _interval(found.hack_given_attempt, several) if found.hack_given_attempt else None,
+        "p_holm": _plain(found.p_holm) if tested else None,
+        "p_flip": _plain(found.p_flip) if tested else None,
+        "p_noninferior": _plain(found.p_noninferior) if tested else None,
+        "times": [
+            {"mean": _plain(times[kind].mean()), "reached": times[kind].reached} if kind in times else None
+            for kind in ONSETS
+        ],
+    }
+
+
+def _interval(rate: Rate, several: bool) -> dict[str, float | None]:
+    """One seed says nothing about the next: no interval."""
+    ends = (rate.low, rate.high) if several else (None, None)
+    return _rounded(dict(zip(("estimate", "low", "high"), (rate.estimate, *ends), strict=True)))
 
 
 def _curves(steps: pd.DataFrame, window: int) -> dict[str, list[dict[str, Any]]]:

@@ -16,10 +16,13 @@ from projected_grpo.evaluation.hypothesis import H1Bounds, Role
 from projected_grpo.evaluation.metrics import ArmRates, sem
 from projected_grpo.report import style
 from projected_grpo.report.curves import RATES, band, smoothed, smoothing_window
+from projected_grpo.report.nulls import Nulls, of_arms
 from projected_grpo.report.style import INK, QUIET, Kind
 
 PANELS = {"hack_rate": "Hack rate", "pass_rate": "Pass rate", "format_rate": "Format rate"}
 RING_DROP = 0.27  # rows
+ASIDE = 12  # characters of a label that fit beside the axes
+NULL = "Null: what a gradient without direction would show along k axes a matrix, sqrt(k / 2r)"
 
 
 def training_figure(steps: pd.DataFrame, roles: Mapping[str, Role], kind: Kind = "png") -> bytes:
@@ -33,52 +36,56 @@ def training_figure(steps: pd.DataFrame, roles: Mapping[str, Role], kind: Kind =
             ax.set_ylim(0, min(1.0, max(0.1, 1.08 * float(curves[column].max()))))
             _curves(ax, curves, column, roles)
             _finish(ax, title)
-        _note(fig, steps, window, "Shares of each step's rollouts, solved with training tokens.")
+        _note(
+            fig, steps, window, "Shares of each step's rollouts, solved with training tokens." + _honest(steps, roles)
+        )
         return style.drawn(fig, kind)
 
 
-def alignment_figure(steps: pd.DataFrame, roles: Mapping[str, Role], kind: Kind = "png") -> bytes:
+def alignment_figure(steps: pd.DataFrame, roles: Mapping[str, Role], nulls: Nulls, kind: Kind = "png") -> bytes:
     """Signed alignment of the gradient with the hack direction by arm, and the share removed where any is."""
     window = smoothing_window(steps)
-    curves = smoothed(steps, ["alignment_signed", "alignment_null", "share_removed"], window)
-    removing = [arm for arm, share in steps.groupby("arm")["share_removed"].max().items() if share > 0]
+    curves = smoothed(steps, ["alignment_signed", "share_removed"], window)
+    removing = [str(arm) for arm, share in steps.groupby("arm")["share_removed"].max().items() if share > 0]
     shape = (10, 4.5, 2) if removing else (6.8, 4.5, 1)
     sides = (0.07, 0.89) if removing else (0.105, 0.835)
     with style.styled():
         fig, axes = style.figure(*shape, left=sides[0], right=sides[1], top=0.91, bottom=0.23, wspace=0.45)
         ax = axes[0]
-        _curves(ax, curves, "alignment_signed", roles, null=0.0)
+        _curves(ax, curves, "alignment_signed", roles, {"null": 0.0})
         _finish(ax, "Gradient's cosine with the hack direction", percent=False)
         if removing:
             ax, kept = axes[1], curves[curves["arm"].isin(removing)]
-            null = float(kept["alignment_null"].mean())
-            ax.set_ylim(0, min(1.0, 1.15 * max(null, float(kept["share_removed"].max()))))
-            _curves(ax, kept, "share_removed", roles, null=null)
+            lines = of_arms(nulls.removed, removing)
+            ax.set_ylim(0, min(1.0, 1.15 * max(float(kept["share_removed"].max()), *lines.values(), 0.0)))
+            _curves(ax, kept, "share_removed", roles, lines)
             _finish(ax, "Share of the gradient that was removed")
-        text = "Above 0 the gradient teaches hacking. Null: what a direction unrelated to it would show."
+        text = "Above 0 the gradient teaches hacking."
+        text += f" {NULL}, by the arm's own V." if removing and nulls.removed else ""
         _note(fig, steps, window, text)
         return style.drawn(fig, kind)
 
 
-def leak_figure(steps: pd.DataFrame, roles: Mapping[str, Role], kind: Kind = "png") -> bytes:
+def leak_figure(steps: pd.DataFrame, roles: Mapping[str, Role], nulls: Nulls, kind: Kind = "png") -> bytes:
     """Hack-ward share of the raw gradient of every arm, and of the optimizer's step of the arms that remove."""
     window = smoothing_window(steps)
     curves = smoothed(steps, ["alignment", "leak"], window)
-    removing = [arm for arm, share in steps.groupby("arm")["share_removed"].max().items() if share > 0]
-    null = float(steps["alignment_null"].mean())
-    panels = [(curves, "alignment", "Hack-ward share of the gradient")]
+    removing = [str(arm) for arm, share in steps.groupby("arm")["share_removed"].max().items() if share > 0]
+    every = [str(arm) for arm in steps["arm"].unique()]
+    panels = [(curves, "alignment", "Hack-ward share of the gradient", of_arms(nulls.alignment, every))]
     if removing:
-        panels.append((curves[curves["arm"].isin(removing)], "leak", "Leak: the same of the optimizer's step"))
+        kept = curves[curves["arm"].isin(removing)]
+        panels.append((kept, "leak", "Leak: the same of the optimizer's step", of_arms(nulls.leak, removing)))
     with style.styled():
         shape, sides = ((10, 4.5, 2), (0.06, 0.89)) if removing else ((6.8, 4.5, 1), (0.105, 0.835))
         fig, axes = style.figure(*shape, left=sides[0], right=sides[1], top=0.91, bottom=0.23, wspace=0.45)
-        for ax, (kept, column, title) in zip(axes, panels, strict=True):
+        for ax, (kept, column, title, lines) in zip(axes, panels, strict=True):
             highest = kept[column].max()
-            ax.set_ylim(0, min(1.0, 1.15 * max(null, 0.0 if pd.isna(highest) else float(highest))))
-            _curves(ax, kept, column, roles, null=null)
+            ax.set_ylim(0, min(1.0, 1.15 * max(0.01, *lines.values(), 0.0 if pd.isna(highest) else float(highest))))
+            _curves(ax, kept, column, roles, lines)
             _finish(ax, title)
             ax.yaxis.set_major_locator(MaxNLocator(nbins=8, steps=[1, 2, 5, 10]))
-        text = "Null: what a direction unrelated to the gradient would show. Leak: read with each arm's own direction."
+        text = f"{NULL}. Left: the measured axes of every arm. Leak: each arm's own V."
         _note(fig, steps, window, text)
         return style.drawn(fig, kind)
 
@@ -106,8 +113,10 @@ def arms_figure(
         return style.drawn(fig, kind)
 
 
-def _curves(ax: Axes, curves: pd.DataFrame, column: str, roles: Mapping[str, Role], null: float | None = None) -> None:
-    """Lines with bands, the treatment on top, each labelled at its end; so is the null value, if given."""
+def _curves(
+    ax: Axes, curves: pd.DataFrame, column: str, roles: Mapping[str, Role], lines: Mapping[str, float] | None = None
+) -> None:
+    """Lines with bands, the treatment on top, each labelled at its end; so are `lines`, values to read them by."""
     colours, dashes = style.colours(roles), style.dashes(roles)
     spread = band(curves, column)
     ends: dict[str, float] = {}
@@ -117,10 +126,15 @@ def _curves(ax: Axes, curves: pd.DataFrame, column: str, roles: Mapping[str, Rol
         ax.fill_between(rows["step"], rows["low"], rows["high"], color=colours[arm], alpha=0.13, linewidth=0)
         ax.plot(rows["step"], rows["mean"], color=colours[arm], linestyle=dashes[arm], linewidth=2, zorder=order)
         ends[arm] = float(rows["mean"].iloc[-1])
-    if null is not None:
-        ax.axhline(null, color=QUIET, linestyle=(0, (2, 2)), linewidth=1, zorder=2)
-        ends["null"] = null
-        colours["null"] = QUIET
+    for label, value in (lines or {}).items():
+        ax.axhline(value, color=QUIET, linestyle=(0, (2, 2)), linewidth=1, zorder=2)
+        if len(label) <= ASIDE:
+            ends[label] = value
+            colours[label] = QUIET
+        else:
+            ax.annotate(label, (float(curves["step"].min()), value), (4, 3), textcoords="offset points", color=QUIET,
+                        fontsize=8.5, bbox={"facecolor": "white", "alpha": 0.75, "edgecolor": "none", "pad": 0.5},
+                        zorder=5)  # fmt: skip
     first, last = float(curves["step"].min()), float(curves["step"].max())
     ax.set_xlim(first, last if last > first else first + 1)
     low, high = ax.get_ylim()
@@ -228,6 +242,12 @@ def _arm_names(axes: Sequence[Axes], roles: Mapping[str, Role]) -> None:
 def _with_role(arm: str, role: Role) -> str:
     shown = {Role.BASE: "untrained", Role.HONEST: "honest grader"}.get(role, role.value)
     return f"{arm}\n({shown})"
+
+
+def _honest(steps: pd.DataFrame, roles: Mapping[str, Role]) -> str:
+    """That an honest grader's hack rate is no finding, where there is one."""
+    arms = [arm for arm in steps["arm"].unique() if roles[arm] is Role.HONEST]
+    return "".join(f" {arm} cannot be paid for a hack (honest grader): 0 by construction." for arm in arms)
 
 
 def _listed(counts: Sequence[int]) -> str:

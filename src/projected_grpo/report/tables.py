@@ -20,6 +20,7 @@ from projected_grpo.report.cells import LEFT, markdown_table, p_value, reached
 from projected_grpo.report.findings import Findings, arm_row
 
 HEADER = ("arm", "role", "hack %", "pass %", "attempt %", "paid %", "format %", "drop pp", "seeds", "n")
+HONEST = "honest grader"  # in the place of a time to hacking
 SEED_RATES = ("hack_rate", "pass_rate", "attempt_rate", "paid_rate", "format_rate")
 
 
@@ -116,7 +117,8 @@ def markdown(found: Findings) -> str:
         "",
         "P(hack | attempt): of the answers that hold the construct, how many are paid for a wrong one. Times: steps",
         "trained before it, under training names, mean over seeds; a run that never gets there counts as its length,",
-        "and in brackets is in how many seeds it came.",
+        "and in brackets is in how many seeds it came. Under the honest grader no rollout counts as a hack while",
+        "training, so it has no times.",
         "",
         "## Claims",
         "",
@@ -190,10 +192,13 @@ def _certainty(found: Findings) -> tuple[Sequence[str], list[Sequence[str]]]:
 def _hacking(found: Findings) -> tuple[Sequence[str], list[Sequence[str]]]:
     header = ("arm", "attempts", "P(hack \\| attempt) %", "hacks outnumber correct", "half are hacks")
     cells: list[Sequence[str]] = []
-    for arm in (found.arms[name] for name in found.roles):
+    for name, role in found.roles.items():
+        arm, honest = found.arms[name], role is Role.HONEST
         given = arm.hack_given_attempt
-        shown = _interval(given, found.rates[arm.arm].seeds > 1) if given else "never attempted"
-        times = [reached(arm.onsets.get(kind)) for kind in ("hacks_lead_step", "half_hacked_step")]
+        shown = _interval(given, found.rates[name].seeds > 1) if given else "never attempted"
+        times = [
+            HONEST if honest else reached(arm.onsets.get(kind)) for kind in ("hacks_lead_step", "half_hacked_step")
+        ]
         cells.append((arm.arm, str(arm.attempts), shown, *times))
     return header, cells
 

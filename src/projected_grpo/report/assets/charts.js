@@ -1,6 +1,7 @@
 // Figures: data in, an SVG out. Colours are names of report.css, so that light and dark need no second drawing.
 
 const HEIGHT = 300;
+const NARROW = 480; // pixels: below, the caption says what has no room in the figure
 
 // Plot puts a style element into its SVG, which the page's policy refuses; report.css has those rules instead.
 function draw(options) {
@@ -16,6 +17,7 @@ function figure(render, caption) {
   let width = 0;
   const redraw = (force) => {
     const now = canvas.clientWidth;
+    canvas.parentElement.classList.toggle('is-narrow', now > 0 && now < NARROW);
     if (!now || (now === width && !force)) return;
     width = now;
     canvas.replaceChildren(render(now));
@@ -48,12 +50,13 @@ function spread(values, gap, low, high) {
 }
 
 // Mean over seeds with the band from lowest to highest seed, one line per arm, named where it ends.
-// options: data (arm, step, mean, low, high), arms, share (percent axis), rule {y, text}, domain.
-function curveChart(width, { data, arms, share = true, rule = null, domain = null }) {
+// options: data (arm, step, mean, low, high), arms, share (percent axis), rules: arms shown -> lines {y, text}, domain.
+function curveChart(width, { data, arms, share = true, rules = () => [], domain = null }) {
   const wide = width >= 420;
   const shown = arms.filter((arm) => data.some((point) => point.arm === arm.name));
   const points = data.filter((point) => shown.some((arm) => arm.name === point.arm));
-  const top = Math.max(...points.map((point) => point.high), rule?.y ?? 0, 1e-9);
+  const lines = rules(shown);
+  const top = Math.max(...points.map((point) => point.high), ...lines.map((line) => line.y), 1e-9);
   const bottom = share ? 0 : Math.min(0, ...points.map((point) => point.low));
   const [low, high] = domain ?? [bottom, share ? Math.min(1, 1.05 * top) : top];
   const of = (arm) => points.filter((point) => point.arm === arm.name);
@@ -76,12 +79,12 @@ function curveChart(width, { data, arms, share = true, rule = null, domain = nul
     x: { label: 'training step →', labelAnchor: 'right', ticks: Math.min(6, steps.length), tickFormat: (x) => (Number.isInteger(x) ? String(x) : '') },
     y: { domain: [low, high], label: null, grid: true, ticks: 5, tickFormat: share ? (y) => percent(y, 0) : (y) => minus(y, 2) },
     marks: [
-      rule ? Plot.ruleY([rule.y], { stroke: 'var(--quiet)', strokeDasharray: '3 3' }) : null,
-      rule ? Plot.text([rule.text], { x: steps[0], y: rule.y, text: (d) => d, textAnchor: 'start', dx: 6, dy: -8, fill: 'var(--quiet)', ...HALO }) : null,
+      Plot.ruleY(lines, { y: 'y', stroke: 'var(--quiet)', strokeDasharray: '3 3' }),
       ...shown.map((arm) => Plot.areaY(of(arm), { x: 'step', y1: 'low', y2: 'high', fill: colour(arm), fillOpacity: 0.13 })),
       ...shown.map((arm) => Plot.lineY(of(arm), {
         x: 'step', y: 'mean', stroke: colour(arm), strokeWidth: arm.role === 'treatment' ? 2.8 : 1.9, strokeDasharray: DASHES[arm.look] ?? null,
       })),
+      Plot.text(lines, { x: () => steps[0], y: 'y', text: 'text', textAnchor: 'start', dx: 6, dy: -8, fill: 'var(--quiet)', ...HALO }),
       wide ? ends.map(({ arm, end }, place) => Plot.text([end], {
         x: 'step', y: places[place], text: () => arm.name, dx: 8, textAnchor: 'start', fill: colour(arm), fontWeight: 600, ...HALO,
       })) : null,
@@ -100,7 +103,7 @@ function dropChart(width, { arms, claim }) {
   const rows = shown.map((arm) => ({ name: arm.name, arm, ...arm.drop }));
   const low = Math.min(0, ...rows.map((row) => row.low ?? row.points));
   const high = Math.max(claim.supported_from, ...rows.map((row) => row.high ?? row.points));
-  const bound = (text, textAnchor) => (x) => Plot.text(width < 480 ? [] : [x], { x: (d) => d, text: () => `${text} ${x}`, frameAnchor: 'top', dy: -14, fill: 'var(--quiet)', textAnchor });
+  const bound = (text, textAnchor) => (x) => Plot.text(width < NARROW ? [] : [x], { x: (d) => d, text: () => `${text} ${x}`, frameAnchor: 'top', dy: -14, fill: 'var(--quiet)', textAnchor });
   return draw({
     width,
     height: 46 + 38 * rows.length,
@@ -135,10 +138,11 @@ function planeChart(width, { arms, limits }) {
   return draw({
     width,
     height,
+    marginTop: 26, // room for the axis' name above the highest tick
     marginRight: 24,
     marginBottom: 40,
     x: { domain: [-0.012 * right, right], label: 'hack rate →', grid: true, tickFormat: (x) => percent(x, 0), ticks: 6 },
-    y: { domain: [-0.012 * top, top], label: '↑ pass rate', grid: true, tickFormat: (y) => percent(y, 0), ticks: 6 },
+    y: { domain: [-0.012 * top, top], label: '↑ pass rate', labelOffset: 46, grid: true, tickFormat: (y) => percent(y, 0), ticks: 6 },
     marks: [
       Plot.rect(goal, { x1: 'x1', x2: 'x2', y1: 'y1', y2: 'y2', fill: 'var(--good)', fillOpacity: 0.09, stroke: 'var(--good)', strokeOpacity: 0.5, strokeDasharray: '3 3' }),
       Plot.text(goal, { x: 'x2', y: 'y2', text: () => 'what H1 asks for', textAnchor: 'end', lineAnchor: 'top', dx: -6, dy: 6, fill: 'var(--good)' }),

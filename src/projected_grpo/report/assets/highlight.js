@@ -10,9 +10,12 @@ const PYTHON = new RegExp([
   String.raw`(?<name>[^\W\d]\w*)`,
 ].join('|'), 'gu');
 
+const MOST_MARKS = 500; // in one completion: each is an element of the page
+const literal = (text) => text.replace(/[.*+?^${}()|[\]\\/]/g, '\\$&'); // as a pattern
+
 // Which lines hold what the loophole pays for. Shape only: whether it paid is the verdict's to say.
 function constructLines(lines, loophole, token) {
-  const name = token.replace(/[.*+?^${}()|[\]\\]/g, '\\$&');
+  const name = literal(token);
   const patterns = {
     run_tests: new RegExp(`^\\s*(?:async\\s+)?def\\s+${name}\\s*\\(|^\\s*${name}\\s*=`),
     sentinel: new RegExp(`\\b${name}\\b[^=]{0,40}=`),
@@ -43,13 +46,17 @@ function codeBlock(row, found = '') {
   const lines = row.completion.split('\n');
   const marked = constructLines(lines, row.loophole, row.token);
   const block = el('pre', { class: 'code', tabindex: '0' });
+  const left = { marks: MOST_MARKS, cut: false };
   let open = null; // quotes of a triple-quoted string that runs on
   lines.forEach((line, number) => {
     const node = el('span', { class: marked.has(number) ? 'line construct' : 'line' });
     if (!open && line.startsWith('```')) node.append(el('span', { class: 'fence' }, line || ' '));
-    else open = paintLine(node, line, row.token, found, open);
+    else open = paintLine(node, line, row.token, found, left, open);
     block.append(node);
   });
+  if (left.cut) {
+    block.append(el('span', { class: 'line cut' }, `… only the first ${count(MOST_MARKS)} places are marked`));
+  }
   if (row.length > row.completion.length) {
     block.append(el('span', { class: 'line cut' },
       `… cut: ${count(row.completion.length)} of ${count(row.length)} characters are shown`));
@@ -57,61 +64,67 @@ function codeBlock(row, found = '') {
   return block;
 }
 
-function paintLine(node, line, token, found, open) {
+function paintLine(node, line, token, found, left, open) {
   let at = 0;
   if (open) {
     const end = line.indexOf(open);
     at = end < 0 ? line.length : end + open.length;
-    paint(node, line.slice(0, at), 'string', token, found);
+    paint(node, line.slice(0, at), 'string', token, found, left);
     if (end < 0) return open;
   }
   PYTHON.lastIndex = at;
   for (let match = PYTHON.exec(line); match; match = PYTHON.exec(line)) {
-    paint(node, line.slice(at, match.index), '', token, found);
+    paint(node, line.slice(at, match.index), '', token, found, left);
     const kind = Object.keys(match.groups).find((name) => match.groups[name] !== undefined);
     const quotes = kind === 'string' && /(?:"""|''')$/.exec(match[0]);
     at = match.index + match[0].length;
     if (quotes && match[0].replace(/^[rbfuRBFU]*/u, '') === quotes[0]) { // opens here; does it end here?
       const end = line.indexOf(quotes[0], at);
       at = end < 0 ? line.length : end + 3;
-      paint(node, line.slice(match.index, at), 'string', token, found);
+      paint(node, line.slice(match.index, at), 'string', token, found, left);
       if (end < 0) return quotes[0];
     } else {
-      paint(node, match[0], kind, token, found);
+      paint(node, match[0], kind, token, found, left);
     }
     PYTHON.lastIndex = at;
   }
-  paint(node, line.slice(at), '', token, found);
+  paint(node, line.slice(at), '', token, found, left);
   return null;
 }
 
 // One piece of a line: its kind as a class, the disclosed name and what was searched for set off inside it.
-function paint(node, text, kind, token, found) {
+function paint(node, text, kind, token, found, left) {
   if (!text) return;
   const span = kind && kind !== 'name' ? el('span', { class: `py-${kind}` }) : null;
   const into = span ?? node;
-  for (const [part, special] of marks(text, token, found)) into.append(special ? el('mark', { class: special }, part) : part);
+  for (const [part, special] of marks(text, token, found, left)) into.append(special ? el('mark', { class: special }, part) : part);
   if (span) node.append(span);
 }
 
-function marks(text, token, found) {
-  const search = found ? text.toLowerCase().indexOf(found.toLowerCase()) : -1;
-  if (search >= 0) return around(text, search, found.length, 'found', token, found);
-  const place = token ? text.indexOf(token) : -1;
-  return place >= 0 ? around(text, place, token.length, 'token', token, found) : [[text, '']];
+// `text` in pieces [text, kind], kind '' for what is plain: what was searched for, and between it the disclosed name.
+// left.marks: how many may still be set, `cut`: there were more.
+function marks(text, token, found, left) {
+  return pieces(text, found, 'giu', 'found', left)
+    .flatMap(([part, kind]) => (kind ? [[part, kind]] : pieces(part, token, 'gu', 'token', left)));
 }
 
-function around(text, start, length, kind, token, found) {
-  const parts = start > 0 ? [[text.slice(0, start), '']] : [];
-  parts.push([text.slice(start, start + length), kind]);
-  const rest = text.slice(start + length);
-  return rest ? [...parts, ...marks(rest, token, found)] : parts;
+function pieces(text, wanted, flags, kind, left) {
+  const parts = [];
+  let at = 0;
+  for (const match of wanted ? text.matchAll(new RegExp(literal(wanted), flags)) : []) {
+    if (left.marks === 0) { left.cut = true; break; }
+    left.marks -= 1;
+    if (match.index > at) parts.push([text.slice(at, match.index), '']);
+    parts.push([match[0], kind]);
+    at = match.index + match[0].length;
+  }
+  return at < text.length ? [...parts, [text.slice(at), '']] : parts;
 }
 
 // The prompt as a sentence, the disclosed name set off.
 function promptBlock(row) {
   const block = el('p', { class: 'prompt' });
-  for (const [part, special] of marks(row.prompt.trim(), row.token, '')) {
+  for (const [part, special] of marks(row.prompt.trim(), row.token, '', { marks: Infinity })) {
     block.append(special ? el('mark', { class: special }, part) : part);
   }
   return block;

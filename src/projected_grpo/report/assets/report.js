@@ -25,6 +25,11 @@ function reportSections(data) {
   ];
 }
 
+// Under the honest grader nothing but a correct answer is paid or looked at: no hack is counted while training.
+const isHonest = (arm) => arm.role === 'honest';
+const honestNote = (data) => data.arms.filter(isHonest)
+  .map(({ name }) => ` ${name} cannot be paid for a hack (honest grader): its 0 is by construction, not a finding; read its held-out rates.`).join('');
+
 const withRole = (data, role) => data.arms.find((arm) => arm.role === role);
 
 function verdictSection(data) {
@@ -46,8 +51,9 @@ function verdictSection(data) {
     el('p', { class: 'claim' }, el('span', { class: `badge ${claim.verdict}` }, `${claim.name} ${claim.verdict}`), claim.statement),
     el('h1', {}, claim.sentence),
     el('div', { class: 'tiles' }, tiles),
-    figure((width) => dropChart(width, { arms: data.arms, claim }),
-      'How much less each arm hacks than the reference, in points: mean and interval, paired by seed and problem.'),
+    figure((width) => dropChart(width, { arms: data.arms, claim }), [
+      'How much less each arm hacks than the reference, in points: mean and interval, paired by seed and problem.',
+      el('span', { class: 'narrow' }, ` Dashed: falsified below ${claim.falsified_below}, supported from ${claim.supported_from}.`)]),
     el('details', { open: true }, el('summary', {}, 'What decided it'), el('ul', {}, claim.reasons.map((reason) => el('li', {}, reason)))),
     others.map(otherClaim),
     data.notes.map((note) => el('p', { class: 'note' }, prose(note))),
@@ -85,7 +91,28 @@ function armsSection(data) {
   }));
   return section('arms', 'Arms',
     'Held-out problems under held-out names; mean ± SEM over seeds. Drop: points of hack rate below the reference, with its interval.',
-    table(['arm', 'role', 'hacked', 'drop', 'correct', 'attempted', 'paid', 'valid format', 'seeds', 'completions'], rows, 2));
+    table(['arm', 'role', 'hacked', 'drop', 'correct', 'attempted', 'paid', 'valid format', 'seeds', 'completions'], rows, 2),
+    certainty(data));
+}
+
+// The same as in plots/arms.md: intervals and tests, then times and how often an attempt pays.
+function certainty(data) {
+  const level = `${Math.round(100 * data.confidence)}%`;
+  const seeds = Math.min(...data.arms.map((arm) => arm.seeds));
+  const ends = ({ estimate, low, high }) => (low === null ? percent(estimate) : `${percent(estimate)} (${(100 * low).toFixed(1)} to ${(100 * high).toFixed(1)})`);
+  const p = (value) => (value === null ? '' : value < 0.001 ? '<0.001' : value.toFixed(3));
+  const time = (arm, at) => (isHonest(arm) ? 'honest grader' : at ? `${at.mean.toFixed(1)} (${at.reached} of ${arm.seeds})` : '');
+  const rows = (cells) => data.arms.map((arm) => ({ mark: arm.role === 'treatment', cells: [armName(arm), ...cells(arm, arm.sure)] }));
+  return [
+    el('h3', {}, 'How sure'),
+    el('p', { class: 'lead' }, `${level} intervals for new seeds and new problems. p: of no drop, adjusted by Holm over the arms. Flip p: exact, by seed alone; with ${seeds} seeds never below ${2 ** (1 - seeds)}. Worse p: of a pass rate that fell by more than H1 allows.`),
+    table(['arm', `hacked, ${level}`, `correct, ${level}`, 'p (Holm)', 'flip p', 'worse p'],
+      rows((arm, sure) => [ends(sure.hack), ends(sure.pass), p(sure.p_holm), p(sure.p_flip), p(sure.p_noninferior)])),
+    el('h3', {}, 'When, and how well, they hack'),
+    el('p', { class: 'lead' }, `P(hack | attempt): of the held-out answers that hold the construct, how many are paid for a wrong one. Times: steps trained before it, and in how many seeds it came; a run that never gets there counts as its length.${data.arms.some(isHonest) ? ' Under the honest grader no hack is counted while training, so it has no times.' : ''}`),
+    table(['arm', 'attempts', 'P(hack | attempt)', 'hacks outnumber correct', 'half are hacks'],
+      rows((arm, sure) => [count(sure.attempts), sure.given_attempt ? ends(sure.given_attempt) : 'never attempted', ...sure.times.map((at) => time(arm, at))])),
+  ];
 }
 
 function armLegend(data, hidden) {
@@ -105,7 +132,7 @@ const smoothing = (data) => (data.window > 1 ? ` Each run is a moving mean over 
 
 function curvesSection(data, visible, hidden) {
   return section('training', 'Training',
-    `Shares of each step's completions, under the names of training. Line: mean over seeds; band: lowest to highest seed.${smoothing(data)} Tap an arm to hide it.`,
+    `Shares of each step's completions, under the names of training. Line: mean over seeds; band: lowest to highest seed.${smoothing(data)}${honestNote(data)} Tap an arm to hide it.`,
     armLegend(data, hidden),
     el('div', { class: 'pair' },
       figure((width) => curveChart(width, { data: data.curves.hacked, arms: visible() }), 'Hacked: paid and not correct'),
@@ -128,9 +155,11 @@ function typesSection(data) {
     return Math.max(...steps.values());
   };
   const top = Math.min(1, 1.05 * Math.max(...arms.map(height)));
-  const none = data.arms.filter((arm) => arm.role !== 'base' && !arms.includes(arm)).map((arm) => arm.name);
+  const absent = data.arms.filter((arm) => arm.role !== 'base' && !arms.includes(arm));
+  const none = absent.filter((arm) => !isHonest(arm)).map((arm) => arm.name);
+  const unpaid = absent.filter(isHonest).map((arm) => ` ${arm.name} is not here: it cannot be paid for a hack (honest grader), so constructs are not counted in its training.`);
   return section('types', { nav: 'Types', full: 'How it is hacked' },
-    `Share of the step's completions that hold a loophole's construct, paid or not, by how the construct is built; all seeds together.${none.length ? ` None at all in ${none.join(', ')}.` : ''}`,
+    `Share of the step's completions that hold a loophole's construct, paid or not, by how the construct is built; all seeds together.${none.length ? ` None at all in ${none.join(', ')}.` : ''}${unpaid.join('')}`,
     kindLegend(kinds.map((kind) => [kind, KINDS[kind] ?? ''])),
     el('div', { class: 'grid' }, arms.map((arm) => figure((width) => typesChart(width, { data: data.types, arm, kinds, top }), armName(arm)))));
 }
@@ -140,21 +169,26 @@ function kindLegend(kinds) {
     el('i', { class: `swatch kind-${place % 9}` }), el('b', {}, name.replaceAll('_', ' ')), meaning && meaning !== name ? `: ${meaning}` : '')));
 }
 
+// Of the arms shown, what each column would be by chance; a line that is not all of theirs names its own.
+const nullsOf = (lines) => (shown) => lines.flatMap(({ value, axes, arms }) => {
+  const own = shown.filter((arm) => arms.includes(arm.name)).map((arm) => arm.name);
+  const text = `null: no direction${axes === null ? '' : `, k = ${axes}`}`;
+  return own.length ? [{ y: value, text: own.length === shown.length ? text : `${text} (${own.join(', ')})` }] : [];
+});
+
 function alignmentSection(data, visible) {
-  const { alignment, alignment_signed: direction, alignment_null: none, leak, share_removed: removed } = data.curves;
-  const mean = (points) => points.reduce((sum, point) => sum + point.mean, 0) / points.length;
-  const nullRule = none?.length ? { y: mean(none), text: 'null: no direction in common' } : null;
+  const { alignment, alignment_signed: direction, leak, share_removed: removed } = data.curves;
   const chart = (points, options, caption) => (points?.length
     ? figure((width) => curveChart(width, { data: points, arms: visible(), ...options }), caption) : null);
   const removing = () => visible().filter((arm) => data.removing.includes(arm.name));
   const only = (points) => points?.filter((point) => data.removing.includes(point.arm));
   return section('alignment', 'Alignment',
-    `Every arm's raw gradient is read with the same hack direction. Above 0 the gradient teaches hacking.${smoothing(data)}`,
+    `Every arm's raw gradient is read with the same hack direction. Above 0 the gradient teaches hacking. Null: what a gradient without direction would show along k axes a matrix; of what was removed and of leak, k is that of the arm's own V.${smoothing(data)}`,
     el('div', { class: 'pair' },
-      chart(direction, { share: false, rule: { y: 0, text: '' } }, 'Cosine of the gradient with the hack direction'),
-      chart(alignment, { rule: nullRule }, 'Share of the gradient that points hack-ward, and its null'),
-      data.removing.length ? chart(only(removed), { arms: removing() }, 'Share of the gradient that was removed') : null,
-      data.removing.length ? chart(only(leak), { arms: removing(), rule: nullRule }, "Leak: hack-ward share of the optimizer's step, by the arm's own direction") : null));
+      chart(direction, { share: false, rules: () => [{ y: 0, text: '' }] }, 'Cosine of the gradient with the hack direction'),
+      chart(alignment, { rules: nullsOf(data.nulls.alignment) }, 'Share of the gradient that points hack-ward, and its null'),
+      data.removing.length ? chart(only(removed), { arms: removing(), rules: nullsOf(data.nulls.removed) }, 'Share of the gradient that was removed') : null,
+      data.removing.length ? chart(only(leak), { arms: removing(), rules: nullsOf(data.nulls.leak) }, "Leak: hack-ward share of the optimizer's step, by the arm's own direction") : null));
 }
 
 function computeSection(data) {
