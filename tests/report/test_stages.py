@@ -139,7 +139,7 @@ def test_compare_writes_all_its_outs_and_prints_the_verdict(found, cast, compare
     assert written["h1"]["verdict"] == "supported"
     numbers = [value for arm in written["arms"].values() for value in arm.values()]
     assert all(math.isfinite(value) for value in numbers)
-    names = ("alignment", "arms", "plane", "training", "types")
+    names = ("alignment", "arms", "leak", "plane", "training", "types")
     drawn = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
     tables = {"alignment.csv", "arms.csv", "arms.md", "seeds.csv", "training.csv"}
     assert {path.name for path in (compared.root / "plots").iterdir()} == drawn | tables | {"report.html"}
