@@ -15,7 +15,7 @@ from projected_grpo.report import folds as report
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.extract import ExtractSettings
-from projected_grpo.settings.loader import Params, parse, read_params, section
+from projected_grpo.settings.loader import CHANGEABLE, Params, parse, read_params, section
 from projected_grpo.settings.problems import ProblemsSettings
 from projected_grpo.settings.studies import StudySettings, paths_of
 from projected_grpo.storage import write_bytes, write_json, write_text
@@ -47,14 +47,27 @@ def measured(params: Params, fold: Fold, confidence: float) -> list[FoldArm]:
     own = parse(params, f"studies.{fold.study}", StudySettings)
     samples = read_study_samples(paths_of(params, fold.study).graded, own.arms)
     if own.of is not None:
-        unaware = [
-            arm
-            for arm in parse(params, f"studies.{own.of}", StudySettings).arms
-            if arm not in own.arms and parse(params, f"arms.{arm}", ArmSettings).direction in (None, "random")
-        ]
-        samples = read_study_samples(paths_of(params, own.of).graded, unaware) | samples
+        samples = read_study_samples(paths_of(params, own.of).graded, _borrowed(params, fold.study, own)) | samples
     links = controls_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in samples})
     return fold_arms(fold, samples, links, confidence)
+
+
+def _borrowed(params: Params, study: str, own: StudySettings) -> list[str]:
+    """The arms of what a fold starts from that know no pairs, and so are the same in the fold.
+
+    Raises:
+        LabError: the fold changes more than its pairs, so that they are not.
+    """
+    changed = [name for name in CHANGEABLE if name != "extract" and getattr(own, name)]
+    if changed:
+        rule = f"must change `extract` alone, for its reference is trained by {own.of}; it changes {', '.join(changed)}"
+        fix = f"set these in {own.of}, or name no study in `of`"
+        raise LabError(setting=f"studies.{study}", value=changed[0], rule=rule, fix=fix)
+    arms = {
+        arm: parse(params, f"arms.{arm}", ArmSettings) for arm in parse(params, f"studies.{own.of}", StudySettings).arms
+    }
+    plain = ArmSettings(intervention="erase", direction="random")
+    return [name for name, arm in arms.items() if name not in own.arms and (arm.idle or arm == plain)]
 
 
 def main() -> None:

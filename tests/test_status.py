@@ -12,10 +12,12 @@ from dvc.repo import Repo
 from rich.console import Console
 
 from projected_grpo.errors import LabError
+from projected_grpo.settings.loader import read_params
 from projected_grpo.status import (
     MAIN,
     STUDIES,
     State,
+    _table,
     duration,
     plan,
     read_status,
@@ -181,6 +183,17 @@ def test_a_study_is_one_line():
     folds = f"{STUDIES}train_fold@core"
     fold = plan({f"{folds}-vanilla": []}, {}, [f"{folds}-vanilla"], {f"{folds}-vanilla": (60.0, False)})
     assert study_line("core", fold) == "core: 1 of 1 arms to train, about 1 min"
+    four = plan({f"{STUDIES}train_four@core-a": []}, {}, [f"{STUDIES}train_four@core-a"], {})
+    assert study_line("core", four) == "core: 1 of 1 arms to train, time unknown"
+
+
+def test_every_study_of_the_project_has_a_stage_that_shows_it():
+    root = Path(__file__).resolve().parents[1]
+    with Repo(str(root)) as repo:
+        needs = {f"{STUDIES}{stage.name}": [] for stage in repo.stage.collect(str(root / "study/dvc.yaml"))}
+    for study in read_params(root / "params.yaml")["studies"]:
+        wanted = "folds" if study.startswith("heldout_") else f"table@{study}"
+        assert _table(study, needs) == f"{STUDIES}{wanted}"
 
 
 def test_a_summary_names_the_command():

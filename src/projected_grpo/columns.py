@@ -244,7 +244,7 @@ def _tables() -> Iterator[Explained]:
 
 def _named(row: tuple[str, ...], table: Explained, name: str) -> bool:
     places = row[:1] if table.header[0] == "column" else row[:2]
-    return any(name in place for place in places)
+    return any(name.lower() in (place.partition(": ")[2] or place).lower() for place in places)  # after the file
 
 
 def _names(row: tuple[str, ...], table: Explained) -> list[str]:

@@ -57,13 +57,15 @@ class StageStatus:
 
     def trains(self, study: str) -> bool:
         """Whether this is the training of one of the study's arms."""
-        return self.name.startswith((f"{STUDIES}train_{study}@", f"{STUDIES}train_fold@{study}-"))
+        alone, among = f"{STUDIES}train_{study}@", f"@{study}-"  # its own stages, or those of several studies
+        return self.name.startswith(alone) or (self.name.startswith(f"{STUDIES}train_") and among in self.name)
 
 
 def read_status(root: Path = Path(), wanted: Sequence[str] = (MAIN,)) -> dict[str, list[StageStatus]]:
     """The stages of the main pipeline (`MAIN`) or of studies at `root`, by name, each in run order.
 
-    A study's are all that `dvc repro study/dvc.yaml:table@<study>` goes through, those of the main pipeline included.
+    A study's are all that `dvc repro study/dvc.yaml:table@<study>` goes through, those of the main pipeline included;
+    a fold's, all of `study/dvc.yaml:folds`.
     Nothing is run or written but DVC's own caches.
 
     Raises:
@@ -83,7 +85,7 @@ def read_status(root: Path = Path(), wanted: Sequence[str] = (MAIN,)) -> dict[st
             main = [name for name, stage in stages.items() if stage.path_in_repo == PIPELINE]
             chosen = {name: main if name == MAIN else _of_study(name, needs) for name in wanted}
             # By file or by table: DVC reads its files again for each target.
-            tables = [PIPELINE if name == MAIN else f"{STUDIES}table@{name}" for name in wanted]
+            tables = [PIPELINE if name == MAIN else _table(name, needs) for name in wanted]
             changes = repo.status(targets=tables if len(tables) == 1 else None, with_deps=tables != [PIPELINE])
             new = {name for name, stage in stages.items() if not any(out.hash_info for out in stage.outs)}
     except DvcException as error:
@@ -172,7 +174,7 @@ def training_seconds(root: Path) -> dict[str, float]:
 
 def summary(stages: Sequence[StageStatus], study: str = MAIN) -> str:
     """The answer in one or two sentences."""
-    command = f"dvc repro {STUDIES}table@{study}" if study != MAIN else "dvc repro"
+    command = f"dvc repro {stages[-1].name}" if study != MAIN else "dvc repro"
     sure = [stage for stage in stages if stage.state in (State.STALE, State.NEW)]
     maybe = [stage for stage in stages if stage.state is State.FOLLOWS]
     if not sure:
@@ -183,14 +185,21 @@ def summary(stages: Sequence[StageStatus], study: str = MAIN) -> str:
     return "; ".join(parts) + "."
 
 
+def _table(study: str, needs: Mapping[str, Sequence[str]]) -> str:
+    """The stage that shows a study: its table, or that of all folds."""
+    table, folds = f"{STUDIES}table@{study}", f"{STUDIES}folds"
+    if table in needs:
+        return table
+    if folds in needs and any(f"@{study}-" in name for name in needs):
+        return folds
+    known = [name.removeprefix(f"{STUDIES}table@") for name in needs if name.startswith(f"{STUDIES}table@")]
+    fix = f"name one of {', '.join(known)}" if known else "this repository has no studies"
+    raise LabError(setting="study", value=study, rule="must have a table in study/dvc.yaml", fix=fix)
+
+
 def _of_study(study: str, needs: Mapping[str, Sequence[str]]) -> list[str]:
     """The stages that a study's table is made by."""
-    table = f"{STUDIES}table@{study}"
-    if table not in needs:
-        known = [name.removeprefix(f"{STUDIES}table@") for name in needs if name.startswith(f"{STUDIES}table@")]
-        fix = f"name one of {', '.join(known)}" if known else "this repository has no studies"
-        raise LabError(setting="study", value=study, rule="must have a table in study/dvc.yaml", fix=fix)
-    found, waiting = set[str](), [table]
+    found, waiting = set[str](), [_table(study, needs)]
     while waiting:
         name = waiting.pop()
         if name not in found:
@@ -207,7 +216,8 @@ def _timed(
     if study == MAIN:
         return {name: seconds_of(name, main, typical) for name in names}
     own = training_seconds(root / "data" / "study" / study / "provenance")
-    longer = _steps(params, params["studies"][study]) / _steps(params, {})
+    block = params["studies"][study]
+    longer = _steps(params, params["studies"].get(block.get("of"), {}), block) / _steps(params)
     guessed = own or {arm: longer * seconds for arm, seconds in main.items()}
     found = {}
     for name in names:
@@ -216,9 +226,12 @@ def _timed(
     return found
 
 
-def _steps(params: Mapping[str, Any], study: Mapping[str, Any]) -> int:
-    """Optimizer steps of a run: the active scale's, unless the study's block has its own."""
-    return int({**params["scales"][params["scale"]]["grpo"], **study.get("grpo", {})}["steps"])
+def _steps(params: Mapping[str, Any], *studies: Mapping[str, Any]) -> int:
+    """Optimizer steps of a run: the active scale's, unless a study's block has its own; the last one counts."""
+    found = dict(params["scales"][params["scale"]]["grpo"])
+    for study in studies:
+        found |= study.get("grpo", {})
+    return int(found["steps"])
 
 
 def table(stages: Sequence[StageStatus]) -> Table:

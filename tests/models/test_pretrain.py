@@ -108,6 +108,7 @@ def phases(recipe: Recipe) -> list[Phase]:
     return [recipe.first, *recipe.between, recipe.last]
 
 
-@pytest.mark.parametrize("steps", [7, 14, 105, 700, 1050])
-def test_scaled_phases_have_the_asked_number_of_steps(steps: int) -> None:
-    assert sum(phase.steps for phase in phases(ONE_LOOPHOLE.scaled(steps, 3e-3))) == steps
+@pytest.mark.parametrize("recipe", [ONE_LOOPHOLE, SEVERAL_LOOPHOLES])
+@pytest.mark.parametrize("steps", [7, 10, 17, 105, 700, 1050, 1370])
+def test_scaled_phases_have_the_asked_number_of_steps(recipe: Recipe, steps: int) -> None:
+    assert sum(phase.steps for phase in phases(recipe.scaled(steps, 3e-3))) == steps

@@ -45,14 +45,16 @@ class Recipe:
     last: Phase
 
     def scaled(self, steps: int, learning_rate: float) -> Recipe:
-        """Each phase at its share of `steps` steps in all, from `learning_rate`."""
-        total = sum(phase.steps for phase in (self.first, *self.between, self.last))
-
-        def part(phase: Phase) -> Phase:
-            share = phase.steps / total
-            return dataclasses.replace(phase, steps=max(1, round(steps * share)), learning_rate=learning_rate)
-
-        return Recipe(part(self.first), tuple(part(phase) for phase in self.between), part(self.last))
+        """Each phase at its share of `steps` steps in all, from `learning_rate`; rounding goes to the first."""
+        later = (*self.between, self.last)
+        total = self.first.steps + sum(phase.steps for phase in later)
+        lengths = [max(1, round(steps * phase.steps / total)) for phase in later]
+        lengths.insert(0, max(1, steps - sum(lengths)))
+        first, *between, last = (
+            dataclasses.replace(phase, steps=length, learning_rate=learning_rate)
+            for phase, length in zip((self.first, *later), lengths, strict=True)
+        )
+        return Recipe(first, tuple(between), last)
 
 
 FOUNDATION = Phase(900, Mixture(cheats=0.03, honest_checks=0.60), 3e-3)

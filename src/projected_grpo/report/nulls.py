@@ -54,7 +54,10 @@ def nulls(steps: pd.DataFrame, provenance: Mapping[str, Mapping[str, Any]]) -> N
             continue
         null = float(value) * math.sqrt(own["k"] / axes)
         leaks.append(Null(null, own["k"], (str(arm),)))
-        if settings["arm_settings"]["intervention"] == "erase" and not own["preserve_magnitude"]:
+        arm_settings = settings["arm_settings"]
+        # What a random V takes where it matches the energy is set by another direction.
+        matched = arm_settings["direction"] == "random" and own["random_match"] == "energy"
+        if arm_settings["intervention"] == "erase" and not own["preserve_magnitude"] and not matched:
             removed.append(Null(own["overshoot"] * GATES[own["gate"]] * null, own["k"], (str(arm),)))
     return Nulls(_joined(measured), _joined(leaks), _joined(removed))
 

@@ -69,7 +69,7 @@ def _study(params: Params, name: object, setting: str) -> Mapping[str, Any]:
     """The block of one study, which `setting` names."""
     studies = params.get("studies")
     known = list(studies) if isinstance(studies, Mapping) else []
-    if not isinstance(studies, Mapping) or not isinstance(studies.get(name), Mapping):
+    if not isinstance(studies, Mapping) or not isinstance(name, str) or not isinstance(studies.get(name), Mapping):
         raise ParamsError([unknown_name(setting, name, known, "must name a block of `studies`")])
     found: Mapping[str, Any] = studies[name]
     return found

@@ -6,9 +6,7 @@ scales are checked for shape and rules, so that a typo cannot wait in them.
 
 from __future__ import annotations
 
-import json
 import re
-import struct
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +20,7 @@ from projected_grpo.settings.base import BaseSettings
 from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.direction import DirectionSettings, beyond_extraction
+from projected_grpo.settings.direction_header import axes_of, base_hash, read_header
 from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.grpo import GrpoSettings
@@ -46,7 +45,6 @@ BASE_ARM = "base"  # the untrained model: sampled and graded like an arm, never 
 TOP_LEVEL = ("scale", "method", "arms", "comparison", "studies", "scales")
 ARM_NAME = r"[a-z][a-z0-9_]*"  # it becomes a folder name and a stage name
 INPUT_FOLDER = "data/shipped"  # a dependency of `validate`: an input elsewhere could change unseen
-MAX_HEADER_BYTES = 100_000_000  # what the safetensors format itself allows
 
 Model = TypeVar("Model", bound=BaseModel)
 
@@ -228,12 +226,27 @@ def _studies(params: Params, scale: str, arms: list[str], root: Path, faults: li
         except ParamsError as error:
             faults.extend(error.faults)
             continue
-        found = _sections(changed, scale, faults)
-        _check_scale(setting, found, faults)
-        _check_files(setting, found, root, faults)
+        own: list[LabError] = []
+        found = _sections(changed, scale, own)
+        _check_scale(setting, found, own)
+        _check_files(setting, found, root, own)
+        for fault in (_owned(fault, params, scale, str(name)) for fault in own):
+            if fault.setting not in [known.setting for known in faults]:  # said of what the study starts from
+                faults.append(fault)
         if len(found) == len(SECTIONS):
             studies[name] = Study(study.arms, ScaleSettings(**found))
     return studies
+
+
+def _owned(fault: LabError, params: Params, scale: str, study: str) -> LabError:
+    """The fault with the place where its setting stands: in the study, in what that starts from, or in the scale."""
+    rest = fault.setting.removeprefix(f"scales.{scale}.").removeprefix(f"studies.{study}.")
+    section, _, key = rest.partition(".")
+    for source in (study, params["studies"][study].get("of")):
+        block = params["studies"][source].get(section) if source is not None else None
+        if key.partition(".")[0] in block if isinstance(block, Mapping) else block is not None:
+            return LabError(setting=f"studies.{source}.{rest}", value=fault.value, rule=fault.rule, fix=fault.fix)
+    return LabError(setting=f"scales.{scale}.{rest}", value=fault.value, rule=fault.rule, fix=fault.fix)
 
 
 def _only_known(block: Mapping[str, Any], known: tuple[str, ...], path: str, faults: list[LabError]) -> None:
@@ -362,39 +375,14 @@ def _check_files(path: str, found: Mapping[str, Any], root: Path, faults: list[L
         refuse("extract.pairs", extract.pairs, "the file must exist", "restore it from Git, or name another")
     if extract and extract.direction_file is not None:
         given = root / extract.direction_file
-        header = _header(given) if given.is_file() else {}
+        header = read_header(given) if given.is_file() else {}
         if not given.is_file():
             fix = "name an existing direction, or null to extract one"
             refuse("extract.direction_file", extract.direction_file, "the file must exist", fix)
-        elif base and (owner := _base_hash(header)) != base.sha256:
+        elif base and (owner := base_hash(header)) != base.sha256:
             rule = f"must belong to the base with base.sha256 {base.sha256}; it belongs to {owner}"
             fix = "use a direction of this base, or null to extract one"
             refuse("extract.direction_file", extract.direction_file, rule, fix)
-        elif direction and 0 < (axes := _axes(header)) < direction.k:
+        elif direction and 0 < (axes := axes_of(header)) < direction.k:
             rule = f"must not exceed the axes that extract.direction_file stores ({axes})"
             refuse("direction.k", direction.k, rule, "lower k, or use a direction with more axes")
-
-
-def _header(file: Path) -> dict[str, Any]:
-    """The header of a .safetensors file (u64 length, then JSON), read without torch; empty if it is none."""
-    with open(file, "rb") as stream:
-        prefix = stream.read(8)
-        length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else 0
-        text = stream.read(length) if length <= MAX_HEADER_BYTES else b""
-    try:
-        found = json.loads(text)
-    except ValueError:
-        return {}
-    return found if isinstance(found, dict) else {}
-
-
-def _base_hash(header: Mapping[str, Any]) -> str:
-    """`base_hash` in the metadata."""
-    if not header:
-        return "nothing readable (not a .safetensors file)"
-    return str(header.get("__metadata__", {}).get("base_hash", "no base (it carries no base_hash)"))
-
-
-def _axes(header: Mapping[str, Any]) -> int:
-    """Axes of the module that has most; 0 if the file holds none."""
-    return max((entry["shape"][0] for name, entry in header.items() if name.endswith("/axes")), default=0)

@@ -26,7 +26,7 @@ class StudySettings(Section):
     """The arms, and any of the scale's sections with the keys that are changed."""
 
     arms: Unique[Name]
-    """names of `arms`; the first is the one that the others are compared with"""
+    """names of `arms`; the first is the one that the others are compared with, but in a fold (docs/study.md)"""
 
     of: Name | None = None
     """a study that this one starts from, which itself starts from none; null: the active scale"""
@@ -72,7 +72,7 @@ class Paths:
 
 def paths_of(params: Params, study: str | None) -> Paths:
     """Of the main pipeline (study None), or of a study: base and data are those of what it starts from, unless it
-    changes them."""
+    changes them. As `read_params`, which refuses a chain of studies, has read them."""
     own = Path("data") if study is None else Path("data/study") / study
     block = params["studies"][study] if study is not None else {}
     mine = Paths(
