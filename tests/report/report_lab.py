@@ -90,10 +90,16 @@ def write_data(root: Path, arms: list[str]) -> Path:
 def settings(arm: str) -> dict[str, object]:
     """What a record says of its settings, as far as the report reads it."""
     own = {"k": AXES.get(arm, MEASURED), "gate": "one_sided", "overshoot": 1.0, "noise_floor": 0.0,
-           "preserve_magnitude": False}  # fmt: skip
+           "preserve_magnitude": False, "random_match": "rank"}  # fmt: skip
     measures = arm in ("vanilla", "rl_baseline")
-    return {"direction": None if measures else own, "grpo": {"measure_k": MEASURED},
-            "arm_settings": {"intervention": "measure" if measures else "erase"}}  # fmt: skip
+    return {
+        "direction": None if measures else own,
+        "grpo": {"measure_k": MEASURED},
+        "arm_settings": {
+            "intervention": "measure" if measures else "erase",
+            "direction": None if measures else arm,
+        },
+    }
 
 
 def write_provenance(folder: Path, arm: str, seed: int) -> None:

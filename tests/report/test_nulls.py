@@ -22,10 +22,11 @@ def bases(k: int) -> dict[str, torch.Tensor]:
 
 
 def record(k: int | None, **direction: object) -> dict:
-    own = {"k": k, "gate": "one_sided", "overshoot": 1.0, "noise_floor": 0.0, "preserve_magnitude": False}
+    own = {"k": k, "gate": "one_sided", "overshoot": 1.0, "noise_floor": 0.0, "preserve_magnitude": False,
+           "random_match": "rank"}  # fmt: skip
     kind = "erase" if k else "measure"
     return {"settings": {"direction": own | direction if k else None, "grpo": {"measure_k": MEASURED},
-                         "arm_settings": {"intervention": kind}}}  # fmt: skip
+                         "arm_settings": {"intervention": kind, "direction": "random"}}}  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +57,13 @@ def test_what_is_removed_by_chance_is_what_the_gate_takes_of_noise(steps, gate, 
 
 
 @pytest.mark.parametrize(
-    ("change", "lines"), [({"noise_floor": 0.2}, (0, 0)), ({"preserve_magnitude": True}, (1, 0)), ({}, (1, 1))]
+    ("change", "lines"),
+    [
+        ({"noise_floor": 0.2}, (0, 0)),
+        ({"preserve_magnitude": True}, (1, 0)),
+        ({"random_match": "energy"}, (1, 0)),
+        ({}, (1, 1)),
+    ],
 )
 def test_where_the_settings_do_not_tell_there_is_no_line(steps, change, lines):
     found = nulls(steps, {"a": record(4, **change)})
