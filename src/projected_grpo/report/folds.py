@@ -98,7 +98,7 @@ def figure(rows: Sequence[FoldArm], kind: Kind = "png") -> bytes:
         handles, labels = axes[0].get_legend_handles_labels()
         fig.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.005, 0.3 / height), ncols=len(arms),
                    frameon=False)  # fmt: skip
-        note = "Held-out problems and names, mean over seeds; line: interval for new seeds and new problems."
+        note = "Held-out problems and names, mean over seeds; line: its interval."
         fig.text(0.012, 0.12 / height, note, color=QUIET, fontsize=8.5)
         return style.drawn(fig, kind)
 
