@@ -183,8 +183,8 @@ def test_a_study_is_one_line():
     folds = f"{STUDIES}train_fold@core"
     fold = plan({f"{folds}-vanilla": []}, {}, [f"{folds}-vanilla"], {f"{folds}-vanilla": (60.0, False)})
     assert study_line("core", fold) == "core: 1 of 1 arms to train, about 1 min"
-    four = plan({f"{STUDIES}train_four@core-a": []}, {}, [f"{STUDIES}train_four@core-a"], {})
-    assert study_line("core", four) == "core: 1 of 1 arms to train, time unknown"
+    four = f"{STUDIES}train_four@core-a"
+    assert study_line("core", plan({four: []}, {}, [four], {four: (60.0, False)})) == study_line("core", fold)
 
 
 def test_every_study_of_the_project_has_a_stage_that_shows_it():
