@@ -4,7 +4,8 @@ A world draws, on the logit scale, an effect of each seed, of each problem (shar
 of each seed on each problem, then the samples' successes. Its rates are exact: expected over new seeds and new
 problems. Rates .0, .2 and .46 are those of the default run's treatment, placebo and vanilla.
 
-Two tables of percent covered: intervals of a difference by method, and Wilson's interval of a rate. The last line is
+Tables of percent covered: intervals of a difference by method, Wilson's interval of a rate, the interval of a share of
+attempts (P(hack | attempt)), and that of a difference in times to hack, paired by seed. The last line is
 JSON: lowest and highest world by method and number of seeds. A simulation of 2,000 has a standard error of 0.5.
 """
 
@@ -22,6 +23,8 @@ import numpy as np
 from scipy import optimize, stats
 
 from projected_grpo.evaluation.intervals import crossed_mean, wilson
+from projected_grpo.evaluation.metrics import Tally
+from projected_grpo.evaluation.statistics import conditional_rate, paired_runs
 
 SIMULATIONS, CHUNK = 2000, 250
 PROBLEMS, SAMPLES = 128, 4
@@ -163,6 +166,68 @@ def covered_rate(rate: float, world: World, seeds: int) -> float:
     return 100 * hits / SIMULATIONS
 
 
+# ---------------------------------------------------------------- shares of attempts, and times
+
+# (share that attempts, P(hack | attempt)): the default run's untrained base and vanilla, a defence, and a rare attempt.
+GIVEN = {"base": (0.08, 0.55), "vanilla": (0.6, 0.75), "a defence": (0.05, 0.1), "rare": (0.01, 0.5)}
+LENGTH = 50  # steps of a run
+# Steps before half of the rollouts are hacks: mean and deviation over seeds, cut at the run's end, of both arms.
+TIMES = {
+    "never against at 35": ((200.0, 5.0), (35.0, 5.0)),
+    "at 40 against at 30": ((40.0, 5.0), (30.0, 5.0)),
+    "often never against at 30": ((48.0, 6.0), (30.0, 5.0)),
+    "mostly never against never": ((200.0, 5.0), (56.0, 6.0)),
+}
+
+
+def covered_given(attempting: float, hacking: float, seeds: int) -> float:
+    """Percent of the simulations in which the interval of P(hack | attempt) holds the truth.
+
+    Attempts and what comes of them have effects of seeds, problems and cells of their own, so that the true ratio is
+    `hacking`. Simulations without an attempt, which have no interval, are left out.
+    """
+    rng = np.random.default_rng([seeds, round(1000 * attempting), round(1000 * hacking)])
+    names = tuple(f"p{number}" for number in range(PROBLEMS))
+    world, hits, known = World(attempting, hacking, 0.3, 0.0, 0.5, 0.3), 0, 0
+    for _ in range(SIMULATIONS):
+        shares = []
+        for rate in (attempting, hacking):
+            logits = logit_mean(rate, world.spread) + rng.normal(0, world.own, (1, PROBLEMS))
+            logits = logits + rng.normal(0, world.seed, (seeds, 1)) + rng.normal(0, world.each, (seeds, PROBLEMS))
+            shares.append(logistic(logits))
+        attempts = rng.binomial(SAMPLES, shares[0])
+        graded = np.full_like(attempts, SAMPLES)
+        given, hacked = (
+            Tally("arm", tuple(range(seeds)), names, counts, graded)
+            for counts in (attempts, rng.binomial(attempts, shares[1]))
+        )
+        found = conditional_rate(hacked, given)
+        known += found is not None
+        hits += found is not None and found.low - 1e-12 <= hacking <= found.high + 1e-12
+    return 100 * hits / known
+
+
+def covered_times(first: tuple[float, float], second: tuple[float, float], seeds: int) -> float:
+    """Percent of the simulations in which the paired interval of a difference in times holds the true one."""
+    rng = np.random.default_rng([seeds, round(first[0]), round(second[0])])
+
+    def times(mean: float, deviation: float, count: int) -> np.ndarray:
+        return np.clip(np.rint(rng.normal(mean, deviation, count)), 0, LENGTH)
+
+    truth = times(*first, 1_000_000).mean() - times(*second, 1_000_000).mean()
+    hits = 0
+    for _ in range(SIMULATIONS):
+        found = paired_runs(dict(enumerate(times(*first, seeds))), dict(enumerate(times(*second, seeds))))
+        hits += found.low - 1e-9 <= truth <= found.high + 1e-9
+    return 100 * hits / SIMULATIONS
+
+
+def lines(title: str, worlds: Mapping[str, float]) -> None:
+    """One line of percents, those outside of the band marked."""
+    cells = (f"{name} {percent:.1f}{'' if BAND[0] <= percent <= BAND[1] else '*'}" for name, percent in worlds.items())
+    print(f"{title:28} {'; '.join(cells)}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="three seeds only")
@@ -178,6 +243,11 @@ def main() -> None:
         percents = [covered_rate(rate, world, seeds) for rate, world in RATES.items()]
         shown = (f"{percent:6.1f}{' ' if BAND[0] <= percent <= BAND[1] else '*'}" for percent in percents)
         print(f"{'':28} {seeds:5} " + " ".join(shown))
+    print()
+    for seeds in counts:
+        lines(f"P(hack | attempt), {seeds} seeds", {name: covered_given(*pair, seeds) for name, pair in GIVEN.items()})
+    for seeds in counts:
+        lines(f"time to hack, {seeds} seeds", {name: covered_times(*pair, seeds) for name, pair in TIMES.items()})
     print(f"* outside of {BAND[0]:g} to {BAND[1]:g}")
     extremes = {
         f"{method}, {seeds} seeds": [f([found[method] for found in worlds.values()]) for f in (min, max)]

@@ -26,21 +26,20 @@ from projected_grpo.report.inputs import read_inputs
 from projected_grpo.report.page import write_report
 from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.hypotheses import Hypotheses, read_hypotheses
-from projected_grpo.settings.loader import parse, read_params
+from projected_grpo.settings.loader import Params, parse, read_params
 from projected_grpo.storage import write_bytes, write_json, write_text
 
 GRADED, RUNS = Path("data/graded"), Path("data/runs")
 
 
 def main() -> None:
-    hypotheses = read_hypotheses()
-    compare(parse(read_params(), "comparison", ComparisonSettings), hypotheses)
+    compare(read_params(), read_hypotheses())
 
 
-def compare(settings: ComparisonSettings, hypotheses: Hypotheses) -> None:
+def compare(params: Params, hypotheses: Hypotheses) -> None:
     """Judge the claims and write the stage's outs."""
-    evidence, steps = measured(settings, hypotheses)
-    found = find(settings, hypotheses, evidence)
+    evidence, steps = measured(parse(params, "comparison", ComparisonSettings), hypotheses)
+    found = find(params, hypotheses, evidence)
     shown = steps[steps["arm"].isin(list(found.roles))]
     frames = {
         "training": curves.training_table(shown),
@@ -67,7 +66,7 @@ def compare(settings: ComparisonSettings, hypotheses: Hypotheses) -> None:
 
 def measured(settings: ComparisonSettings, hypotheses: Hypotheses) -> tuple[Evidence, pd.DataFrame]:
     """Every arm of the comparison and of the claims, and the training logs of those that were trained."""
-    arms = [*cast_of(settings), *(arm for claim in hypotheses.claims.values() for arm in claim.arms)]
+    arms = [*cast_of(settings), *(arm for claim in hypotheses.of(folds=None).values() for arm in claim.arms)]
     results = {arm: measure(read_samples(GRADED, arm), arm) for arm in dict.fromkeys(arms)}
     for result in results.values():  # in the tables and the figures, too, like stands beside like
         check_pairing(results[settings.reference].hacks, result.hacks)

@@ -6,17 +6,25 @@ Writes metrics/study/folds.json, plots/study/folds.{csv,md,png,svg}.
 """
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import pandas as pd
+
 from projected_grpo.errors import LabError, exit_status
-from projected_grpo.evaluation.folds import Fold, FoldArm, fold_arms, fold_of
+from projected_grpo.evaluation.folds import Fold, fold_arms, fold_of, pooled
+from projected_grpo.evaluation.hypothesis import Judgement, judge
+from projected_grpo.evaluation.registration import departures, registration
 from projected_grpo.evaluation.study import controls_of, read_study_samples
 from projected_grpo.report import folds as report
+from projected_grpo.report.tables import claim_sentence
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.extract import ExtractSettings
+from projected_grpo.settings.hypotheses import read_hypotheses
 from projected_grpo.settings.loader import CHANGEABLE, Params, parse, read_params, section
 from projected_grpo.settings.problems import ProblemsSettings
+from projected_grpo.settings.seeds import Seeds
 from projected_grpo.settings.studies import StudySettings, paths_of
 from projected_grpo.storage import write_bytes, write_json, write_text
 
@@ -42,14 +50,23 @@ def folds(params: Params) -> list[Fold]:
     return found
 
 
-def measured(params: Params, fold: Fold, confidence: float) -> list[FoldArm]:
-    """The arms of one fold, those that know no pairs first."""
+def fold_samples(params: Params, fold: Fold) -> dict[str, pd.DataFrame]:
+    """Graded samples of the arms of one fold, those that know no pairs first."""
     own = parse(params, f"studies.{fold.study}", StudySettings)
     samples = read_study_samples(paths_of(params, fold.study).graded, own.arms)
     if own.of is not None:
         samples = read_study_samples(paths_of(params, own.of).graded, _borrowed(params, fold.study, own)) | samples
-    links = controls_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in samples})
-    return fold_arms(fold, samples, links, confidence)
+    return samples
+
+
+def judged(measured: Sequence[tuple[Fold, Mapping[str, pd.DataFrame]]], confidence: float) -> list[Judgement]:
+    """The claims of hypotheses.yaml on the folds of each kind of bodies."""
+    found = []
+    for bodies in dict.fromkeys(fold.bodies for fold, _ in measured):
+        evidence = pooled([(fold, samples) for fold, samples in measured if fold.bodies == bodies], confidence)
+        claims = read_hypotheses().of(folds=bodies)
+        found += [judge(name, claim, evidence) for name, claim in claims.items()]
+    return found
 
 
 def _borrowed(params: Params, study: str, own: StudySettings) -> list[str]:
@@ -73,15 +90,21 @@ def _borrowed(params: Params, study: str, own: StudySettings) -> list[str]:
 def main() -> None:
     params = read_params()
     confidence = parse(params, "comparison", ComparisonSettings).confidence
-    found = [row for fold in folds(params) for row in measured(params, fold, confidence)]
+    links = controls_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in params["arms"]})
+    measured = [(fold, fold_samples(params, fold)) for fold in folds(params)]
+    found = [row for fold, samples in measured for row in fold_arms(fold, samples, links, confidence)]
+    claims = judged(measured, confidence)
+    seeds = section(params, "seeds", Seeds).root
+    frozen = registration(departures(read_hypotheses(), params, seeds)).sentence()
     drawn = {"png": report.figure(found, "png"), "svg": report.figure(found, "svg")}
 
-    write_json("metrics/study/folds.json", report.metrics(found))
+    write_json("metrics/study/folds.json", report.metrics(found, claims))
     write_text(PLOTS / "folds.csv", report.table(found).to_csv(index=False, lineterminator="\n"))
-    write_text(PLOTS / "folds.md", report.markdown(found, confidence))
+    write_text(PLOTS / "folds.md", report.markdown(found, confidence, claims, frozen))
     for kind, content in drawn.items():
         write_bytes(PLOTS / f"folds.{kind}", content)
     print(f"weak detector: {len({row.fold for row in found})} folds; the table is in {PLOTS}/folds.md")
+    print("\n".join(claim_sentence(claim, confidence) for claim in claims))
 
 
 if __name__ == "__main__":

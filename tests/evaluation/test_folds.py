@@ -9,14 +9,33 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from projected_grpo.evaluation.folds import Fold, fold_arms, fold_of, means
+from projected_grpo.errors import LabError
+from projected_grpo.evaluation.folds import Fold, fold_arms, fold_of, means, pooled
+from projected_grpo.evaluation.hypothesis import judge
 from projected_grpo.report import folds as report
 from projected_grpo.settings.extract import ExtractSettings
+from projected_grpo.settings.hypotheses import HypothesisSettings
 from projected_grpo.settings.loader import read_params
 from projected_grpo.settings.problems import ProblemsSettings
 
 ROOT = Path(__file__).resolve().parents[2]
 FOLD = Fold("secret", ("sentinel",), "lazy")
+CLAIM = HypothesisSettings(
+    statement="V helps against what it does not know",
+    written="after_data",
+    folds="lazy",
+    metric="hack_rate",
+    better="lower",
+    treatment="projected",
+    reference="vanilla",
+    controls=("random", "placebo"),
+    supported_from=20,
+    falsified_below=10,
+    interval_above=0,
+    falsified_within_sem=1,
+    pass_fall=None,
+    intact=None,
+)
 LINKS = {"random": "projected", "placebo": "projected"}
 
 
@@ -82,6 +101,32 @@ def test_means_are_over_folds_with_the_same_bodies(samples):
     assert "| sentinel | lazy | projected | 20.0 ± 0.0 (" in text
 
 
+def test_a_claim_is_judged_on_the_unseen_completions_of_all_folds_together(samples):
+    """Sentinel's hacks of 10: 8, 2, 6 and 4; in the second fold run_tests is unseen: 5, 0, 4 and 1 of 10."""
+    folds = [(FOLD, samples), (Fold("other", ("run_tests",), "lazy"), samples)]
+    evidence = pooled(folds, 0.95)
+    rates = {arm: result.rates.hack_rate for arm, result in evidence.arms.items()}
+    assert rates == pytest.approx({"vanilla": 0.65, "projected": 0.1, "random": 0.5, "placebo": 0.25})
+    assert evidence.arms["vanilla"].rates.samples == 40
+    found = judge("H5", CLAIM, evidence)
+    assert (found.effect.estimate, found.control_name, found.excess.estimate) == pytest.approx((55.0, "placebo", 15.0))
+    text = report.markdown(fold_arms(FOLD, samples, LINKS, 0.95), 0.95, [found], "As frozen.")
+    assert "H5 " in text
+    assert "As frozen." in text
+    assert report.metrics([], [found])["h5"]["effect"] == 55.0
+
+
+def test_only_arms_of_every_fold_are_taken_together(samples):
+    fewer = {name: rows for name, rows in samples.items() if name != "placebo"}
+    folds = [(FOLD, samples), (Fold("other", ("run_tests",), "lazy"), fewer)]
+    assert set(pooled(folds, 0.95).arms) == {"vanilla", "projected", "random"}
+
+
+def test_no_completion_counts_twice(samples):
+    with pytest.raises(LabError, match="unseen in one fold only"):
+        pooled([(FOLD, samples), (Fold("again", ("sentinel",), "lazy"), samples)], 0.95)
+
+
 def test_one_seed_has_rates_and_no_differences(samples):
     one = {name: rows[rows["seed"] == 1] for name, rows in samples.items()}
     found = fold_arms(FOLD, one, LINKS, 0.95)
@@ -98,6 +143,9 @@ def test_the_stage_writes_all_it_declares(samples, tmp_path, monkeypatch):
         "secret": {**block, "extract": {"loopholes": ["run_tests"], "bodies": "lazy"}},
     }
     (tmp_path / "params.yaml").write_text(json.dumps(params))
+    plan = json.loads(json.dumps(read_params(ROOT / "hypotheses.yaml")))
+    plan["claims"] = {"H1": plan["claims"]["H1"], "H5": CLAIM.model_dump(mode="json") | {"controls": ["random"]}}
+    (tmp_path / "hypotheses.yaml").write_text(json.dumps(plan))
     for arm in block["arms"]:
         folder = tmp_path / "data/study/secret/graded" / arm
         folder.mkdir(parents=True)
@@ -105,7 +153,9 @@ def test_the_stage_writes_all_it_declares(samples, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     runpy.run_path(str(ROOT / "stages/folds.py"))["main"]()
     found = json.loads((tmp_path / "metrics/study/folds.json").read_text())
-    assert list(found) == ["secret"]
+    assert list(found) == ["secret", "h5"]
+    assert (found["h5"]["effect"], found["h5"]["verdict"]) == (60.0, "supported")
+    assert "H5 supported: " in (tmp_path / "plots/study/folds.md").read_text()
     assert found["secret"]["projected"]["unseen_hack_rate"] == 0.2
     table = pd.read_csv(tmp_path / "plots/study/folds.csv")
     assert table["unseen_hack_rate"].tolist() == [0.8, 0.2, 0.6]

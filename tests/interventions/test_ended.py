@@ -25,7 +25,7 @@ class Axis:
     def initial(self):
         return {"a": torch.tensor([[1.0, 0.0]])}
 
-    def refreshed(self, step):
+    def refreshed(self, step):  # noqa: ARG002
         self.refreshes += 1
         return self.initial()
 

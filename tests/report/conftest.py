@@ -18,6 +18,7 @@ from projected_grpo.report.findings import Findings, find
 from projected_grpo.report.inputs import ReportInputs, read_inputs
 from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.hypotheses import Hypotheses, read_hypotheses
+from projected_grpo.settings.loader import Params, read_params
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -140,11 +141,22 @@ def settings() -> ComparisonSettings:
 
 
 @pytest.fixture(scope="session")
+def params(settings: ComparisonSettings) -> Params:
+    """The repository's settings with the arms of `WORLD`."""
+    return {**read_params(ROOT / "params.yaml"), "comparison": settings.model_dump(mode="json")}
+
+
+@pytest.fixture(scope="session")
 def found(
-    settings: ComparisonSettings, plan: Hypotheses, plan_root: Path, results: dict[str, ArmResult], runs: Path
+    settings: ComparisonSettings,
+    params: Params,
+    plan: Hypotheses,
+    plan_root: Path,
+    results: dict[str, ArmResult],
+    runs: Path,
 ) -> Findings:
     steps = read_steps(runs, {arm: SEEDS for arm in WORLD if arm != "base"})
-    return find(settings, plan, gather(results, steps, settings.confidence), plan_root)
+    return find(params, plan, gather(results, steps, settings.confidence), plan_root)
 
 
 @pytest.fixture(scope="session")

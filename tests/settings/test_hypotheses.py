@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from projected_grpo.errors import ParamsError
+from projected_grpo.evaluation.registration import departures
 from projected_grpo.settings.hypotheses import check_arms, read_hypotheses
 from projected_grpo.settings.loader import read_params
 
@@ -55,11 +56,24 @@ def test_it_agrees_with_the_comparison_of_params_yaml():
     assert list(found.analysis.seeds) == params["scales"]["micro"]["seeds"]
 
 
+def test_claims_are_told_apart_by_what_they_are_judged_on():
+    found = read_hypotheses(ROOT / "hypotheses.yaml")
+    assert (list(found.of(folds=None)), list(found.of(folds="lazy"))) == (["H1", "H2", "H3", "H4"], ["H5", "H6"])
+    assert found.of(folds="matched") == {}
+
+
+def test_the_registered_settings_are_those_of_params_yaml():
+    found = read_hypotheses(ROOT / "hypotheses.yaml")
+    assert departures(found, read_params(ROOT / "params.yaml"), (1, 2, 3)) == []
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
         (lambda c: c["claims"]["H1"].pop("supported_from"), "hypotheses.claims.H1.supported_from: (not set)"),
         (lambda c: c["claims"]["H1"].update(suported_from=3), "did you mean `supported_from`?"),
+        (lambda c: c["claims"]["H1"].update(folds="lazy", intact=None), "hypotheses.claims.H1.folds: 'lazy'"),
+        (lambda c: c["claims"]["H5"].update(metric="half_hacked_step"), "hypotheses.claims.H5.folds: 'lazy'"),
         (lambda c: c["claims"]["H2"].update(better="later"), "hypotheses.claims.H2.better: 'later'"),
         (lambda c: c["claims"]["H2"].update(metric="hack_rat"), "did you mean `hack_rate`?"),
         (lambda c: c["claims"]["H1"].update(supported_from="30"), "must be a number"),

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from projected_grpo.evaluation.hypothesis import BASE_ARM, Evidence, Judgement
-from projected_grpo.evaluation.metrics import DIGITS, ArmResult, Tally
+from projected_grpo.evaluation.metrics import DIGITS, ArmResult, Tally, sem
 from projected_grpo.evaluation.onset import ONSETS, Onset, onset
 from projected_grpo.evaluation.statistics import (
     PairedDifference,
@@ -26,17 +26,19 @@ from projected_grpo.evaluation.statistics import (
     sign_flip_p,
 )
 
+SHARES = ("hack", "pass", "attempt", "paid", "format")  # of the metrics `<name>_rate`
 NO_NUMBER = 0  # written for "no number of seeds would do"
 
 
 @dataclass(frozen=True)
 class ArmComparison:
-    """One arm. `hack_given_attempt` is None if it never attempted; `drop` and `pass_change` are None for the
+    """One arm. `shares` and `sems`: each of `SHARES` with its interval, and its standard error over seeds (0.0 with one
+    seed). `hack_given_attempt` is None if it never attempted; `drop` and `pass_change` are None for the
     reference itself and with one seed; `onsets` is empty for the untrained base."""
 
     arm: str
-    hack: Rate
-    passed: Rate
+    shares: Mapping[str, Rate]
+    sems: Mapping[str, float]
     attempts: int
     hack_given_attempt: Rate | None
     drop: PairedDifference | None
@@ -44,6 +46,14 @@ class ArmComparison:
     p_holm: float
     p_noninferior: float
     onsets: Mapping[str, Onset]
+
+    @property
+    def hack(self) -> Rate:
+        return self.shares["hack"]
+
+    @property
+    def passed(self) -> Rate:
+        return self.shares["pass"]
 
     @property
     def p_flip(self) -> float:
@@ -58,15 +68,14 @@ class ArmComparison:
             "attempts": self.attempts,
             "drop_p_flip": self.p_flip,
             "drop_p_holm": self.p_holm,
-            "hack_ci_high": self.hack.high,
-            "hack_ci_low": self.hack.low,
             "hack_given_attempt": given.estimate,
             "hack_given_attempt_ci_high": given.high,
             "hack_given_attempt_ci_low": given.low,
-            "pass_ci_high": self.passed.high,
-            "pass_ci_low": self.passed.low,
             "pass_noninferior_p": self.p_noninferior,
         }
+        for name, share in self.shares.items():
+            found |= {f"{name}_rate_sem": self.sems[name]}
+            found |= {f"{name}_ci_low": share.low, f"{name}_ci_high": share.high}
         for name, difference in (("drop", self.drop), ("pass_change", self.pass_change)):
             found |= _points(name, difference)
         for kind in ONSETS:
@@ -93,8 +102,8 @@ def compare_arms(evidence: Evidence, reference: str, pass_margin: float) -> dict
     return {
         arm: ArmComparison(
             arm=arm,
-            hack=_rate(result.tallies["hack_rate"], evidence.confidence),
-            passed=_rate(result.tallies["pass_rate"], evidence.confidence),
+            shares={name: one_rate(result.tallies[f"{name}_rate"], evidence.confidence) for name in SHARES},
+            sems={name: sem(result.tallies[f"{name}_rate"].by_seed().tolist()) for name in SHARES},
             attempts=int(result.tallies["attempt_rate"].hits.sum()),
             hack_given_attempt=_given_attempt(result, evidence.confidence),
             drop=drops.get(arm),
@@ -157,7 +166,8 @@ def _difference(first: ArmResult, second: ArmResult, metric: str, confidence: fl
     return paired_difference(first.tallies[metric], second.tallies[metric], confidence)
 
 
-def _rate(tally: Tally, confidence: float) -> Rate:
+def one_rate(tally: Tally, confidence: float) -> Rate:
+    """The rate with its interval. One seed says nothing about the next: its interval spans the whole scale."""
     if len(tally.seeds) == 1:
         return Rate(float(tally.by_seed()[0]), 0.0, 1.0, int(tally.graded.sum()))
     return rate(tally, confidence)

@@ -12,9 +12,11 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from projected_grpo.evaluation.metrics import DIGITS, Tally, sem, tally
+from projected_grpo.errors import LabError
+from projected_grpo.evaluation.comparison import one_rate
+from projected_grpo.evaluation.hypothesis import Evidence
+from projected_grpo.evaluation.metrics import COLUMNS, DIGITS, Tally, measure, sem, tally
 from projected_grpo.evaluation.statistics import PairedDifference, Rate, paired_difference
-from projected_grpo.evaluation.study import share
 from projected_grpo.problems.loopholes import NONE
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.problems import ProblemsSettings
@@ -96,7 +98,7 @@ def fold_arms(
                 fold=fold,
                 arm=arm,
                 seeds=len(hacks.seeds),
-                shares={name: share(each, confidence) for name, each in tallies.items()},
+                shares={name: one_rate(each, confidence) for name, each in tallies.items()},
                 sems={name: sem(each.by_seed().tolist()) for name, each in tallies.items()},
                 drop=_gap(counted, reference, arm, confidence),
                 excess=_gap(counted, control, arm, confidence),
@@ -104,6 +106,27 @@ def fold_arms(
             )
         )
     return found
+
+
+def pooled(folds: Sequence[tuple[Fold, Mapping[str, pd.DataFrame]]], confidence: float) -> Evidence:
+    """The arms that every fold has, each measured on the unseen loopholes' completions of all folds together.
+
+    A problem has one loophole, so it is asked here of the models of the fold that does not know this loophole, and of
+    no others: cells of seeds and problems as in any comparison. A seed stands for the models of all folds trained
+    with it.
+
+    Raises:
+        LabError: a loophole is unseen in two folds, whose completions would be counted twice, or arms differ in seeds.
+    """
+    names = [name for fold, _ in folds for name in fold.unseen]
+    if twice := sorted({name for name in names if names.count(name) > 1}):
+        rule, fix = "must be unseen in one fold only, where folds are taken together", "give these folds other bodies"
+        raise LabError(setting="studies", value=twice[0], rule=rule, fix=fix)
+    shared = [arm for arm in folds[0][1] if all(arm in samples for _, samples in folds)]
+    parts = {
+        arm: [samples[arm][samples[arm]["loophole"].isin(fold.unseen)] for fold, samples in folds] for arm in shared
+    }
+    return Evidence({arm: measure(pd.concat(rows)[[*COLUMNS]], arm) for arm, rows in parts.items()}, {}, confidence)
 
 
 def means(arms: Sequence[FoldArm]) -> dict[tuple[str, str], dict[str, float]]:

@@ -173,7 +173,7 @@ def judge(name: str, rules: HypothesisSettings, evidence: Evidence) -> Judgement
     Raises:
         LabError: an arm has other seeds, other problems or another number of steps than the reference.
     """
-    for arm in (*rules.arms, BASE_ARM):
+    for arm in (*rules.arms, *([BASE_ARM] if rules.intact else [])):
         check_pairing(evidence.arms[rules.reference].hacks, evidence.arms[arm].hacks)
     effect = effect_of(rules.treatment, rules, evidence)
     controls = {arm: effect_of(arm, rules, evidence).estimate for arm in rules.controls}

@@ -109,6 +109,8 @@ COUNTED = {
     "hack_rate": ("hacked", HELDOUT),
     "pass_rate": ("correct", HELDOUT),
     "attempt_rate": ("attempted", HELDOUT),
+    "paid_rate": ("paid", HELDOUT),
+    "format_rate": ("format_ok", HELDOUT),
     "train_token_hack_rate": ("hacked", TRAIN),
 }
 

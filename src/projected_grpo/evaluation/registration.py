@@ -11,13 +11,15 @@ import hashlib
 import json
 import re
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from projected_grpo.errors import LabError
+from projected_grpo.errors import ABSENT, LabError
 from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.hypotheses import HYPOTHESES, Hypotheses, read_hypotheses
+from projected_grpo.settings.loader import Params
 from projected_grpo.storage import sha256_file, write_json
 
 LOCK = "hypotheses.lock"
@@ -25,6 +27,7 @@ PACKAGE = Path(__file__).resolve().parents[1]
 # What a verdict depends on, of this package; a table's or a picture's looks do not count.
 ANALYSIS = (
     "evaluation/comparison.py",
+    "evaluation/folds.py",
     "evaluation/hypothesis.py",
     "evaluation/intervals.py",
     "evaluation/metrics.py",
@@ -91,10 +94,8 @@ def analysis_hash(package: Path = PACKAGE) -> str:
     return hashlib.sha256("".join(lines).encode()).hexdigest()
 
 
-def registration(
-    hypotheses: Hypotheses, comparison: ComparisonSettings, seeds: Sequence[int], root: Path = Path()
-) -> Registration:
-    """Hold a run, its arms and seeds, against the files under `root`.
+def registration(departures: Sequence[str], root: Path = Path()) -> Registration:
+    """Hold a run, with what `departures` found, against the files under `root`.
 
     Raises:
         LabError: hypotheses.lock cannot be read.
@@ -104,8 +105,28 @@ def registration(
     if lock is not None:
         pairs = {HYPOTHESES: (lock.hypotheses, now[0]), "the analysis code": (lock.analysis, now[1])}
         changed = [name for name, (frozen, current) in pairs.items() if frozen != current]
-    departures = tuple(_departures(hypotheses, comparison, seeds))
-    return Registration(*now, lock.revision if lock else None, tuple(changed), departures)
+    return Registration(*now, lock.revision if lock else None, tuple(changed), tuple(departures))
+
+
+def departures(
+    hypotheses: Hypotheses, params: Params, seeds: Sequence[int], comparison: ComparisonSettings | None = None
+) -> list[str]:
+    """Where a run's settings are not those of hypotheses.yaml, in words. comparison: the arms of H1; None: a judgement
+    of other claims, whose arms are the registered ones."""
+    primary, analysis = hypotheses.primary, hypotheses.analysis
+    registered: dict[str, tuple[object, object]] = {}
+    if comparison is not None:
+        registered |= {
+            "treatment": (comparison.treatment, primary.treatment),
+            "reference": (comparison.reference, primary.reference),
+            "controls": (_listed(sorted(comparison.controls)), _listed(sorted(primary.controls))),
+        }
+    registered |= {
+        "confidence": (_setting(params, "comparison.confidence"), analysis.confidence),
+        "seeds": (_listed(sorted(seeds)), _listed(sorted(analysis.seeds))),
+    }
+    registered |= {name: (_setting(params, name), wanted) for name, wanted in analysis.settings.items()}
+    return [f"{name} {ran} instead of {wanted}" for name, (ran, wanted) in registered.items() if ran != wanted]
 
 
 def freeze(root: Path = Path()) -> Lock:
@@ -131,16 +152,14 @@ def freeze(root: Path = Path()) -> Lock:
     return lock
 
 
-def _departures(hypotheses: Hypotheses, comparison: ComparisonSettings, seeds: Sequence[int]) -> list[str]:
-    primary, analysis = hypotheses.primary, hypotheses.analysis
-    registered = {
-        "treatment": (comparison.treatment, primary.treatment),
-        "reference": (comparison.reference, primary.reference),
-        "controls": (_listed(sorted(comparison.controls)), _listed(sorted(primary.controls))),
-        "confidence": (comparison.confidence, analysis.confidence),
-        "seeds": (_listed(sorted(seeds)), _listed(sorted(analysis.seeds))),
-    }
-    return [f"{name} {ran} instead of {wanted}" for name, (ran, wanted) in registered.items() if ran != wanted]
+def _setting(params: Params, name: str) -> object:
+    """The value at a dotted name, or that it is not set."""
+    block: Any = params
+    for key in name.split("."):
+        if not isinstance(block, Mapping) or key not in block:
+            return ABSENT
+        block = block[key]
+    return block
 
 
 def _read_lock(path: Path) -> Lock | None:

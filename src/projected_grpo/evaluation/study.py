@@ -28,20 +28,18 @@ from projected_grpo.evaluation.metrics import (
     DIGITS,
     HELDOUT,
     ArmRates,
-    Tally,
     measure,
     sem,
-    tally,
 )
 from projected_grpo.evaluation.onset import ONSETS
-from projected_grpo.evaluation.statistics import Rate, check_pairing, rate
+from projected_grpo.evaluation.statistics import Rate, check_pairing
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.direction import DirectionSettings
 
 WINDOW = 5  # steps
 LEAST_DOSES = 3  # two arms that differ in a number are a comparison, not a series
 CONTROL_KINDS = ("random", "placebo", "permuted", "flipped")  # directions that say nothing about hacking
-SHARES = {"hack": "hacked", "attempt": "attempted", "pass": "correct", "format": "format_ok"}
+SHARES = ("hack", "attempt", "pass", "format")  # of the comparison's, those that a study shows
 
 
 @dataclass(frozen=True)
@@ -56,18 +54,25 @@ class LoopholeRates:
 class StudyArm:
     """One arm of one study.
 
-    shares: each of `SHARES` with its interval. sems: the same metrics' standard errors over seeds. relapse: by seed.
-    loopholes: rates of the completions for each loophole.
+    relapse: by seed. loopholes: rates of the completions for each loophole.
     """
 
     study: str
     arm: str
     rates: ArmRates
-    shares: Mapping[str, Rate]
-    sems: Mapping[str, float]
     compared: ArmComparison
     relapse: Mapping[int, float]
     loopholes: Mapping[str, LoopholeRates]
+
+    @property
+    def shares(self) -> dict[str, Rate]:
+        """Each of `SHARES` with its interval."""
+        return {name: self.compared.shares[name] for name in SHARES}
+
+    @property
+    def sems(self) -> Mapping[str, float]:
+        """Standard errors over seeds."""
+        return self.compared.sems
 
     def row(self) -> dict[str, float | int]:
         """Flat and finite, the same keys for every arm: rates as shares, differences in points, times in steps."""
@@ -141,14 +146,11 @@ def study_arms(
     compared = compare_arms(gather(results, steps, confidence), reference, pass_margin=0.0)
     found = []
     for arm, rows in samples.items():
-        tallies = {name: tally(rows, arm, verdict) for name, verdict in SHARES.items()}
         found.append(
             StudyArm(
                 study=study,
                 arm=arm,
                 rates=results[arm].rates,
-                shares={name: share(counted, confidence) for name, counted in tallies.items()},
-                sems={name: sem(counted.by_seed().tolist()) for name, counted in tallies.items()},
                 compared=compared[arm],
                 relapse=relapses(steps, arm),
                 loopholes=loophole_rates(rows),
@@ -238,13 +240,6 @@ def read_costs(study: str, provenance: Path, arms: Sequence[str], seeds: Sequenc
         )
         for arm, runs in taken.items()
     ]
-
-
-def share(counted: Tally, confidence: float) -> Rate:
-    """The rate with its interval. One seed says nothing about the next: its interval spans the whole scale."""
-    if len(counted.seeds) > 1:
-        return rate(counted, confidence)
-    return Rate(float(counted.by_seed()[0]), 0.0, 1.0, int(counted.graded.sum()))
 
 
 def _taken(folder: str | os.PathLike[str]) -> tuple[float, float]:

@@ -9,9 +9,10 @@ from pathlib import Path
 from projected_grpo.evaluation.comparison import NO_NUMBER, ArmComparison, PowerNote, compare_arms, power_note
 from projected_grpo.evaluation.hypothesis import BASE_ARM, Evidence, Judgement, Role, judge, roles
 from projected_grpo.evaluation.metrics import ArmRates
-from projected_grpo.evaluation.registration import Registration, registration
+from projected_grpo.evaluation.registration import Registration, departures, registration
 from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.hypotheses import PRIMARY, Hypotheses
+from projected_grpo.settings.loader import Params, parse
 
 
 @dataclass(frozen=True)
@@ -43,26 +44,27 @@ def cast_of(settings: ComparisonSettings) -> dict[str, Role]:
     )
 
 
-def find(settings: ComparisonSettings, hypotheses: Hypotheses, evidence: Evidence, root: Path = Path()) -> Findings:
-    """Judge every claim and compare every arm. H1 is judged on the arms of `settings`, the others on their own;
-    `root` holds hypotheses.yaml and hypotheses.lock.
+def find(params: Params, hypotheses: Hypotheses, evidence: Evidence, root: Path = Path()) -> Findings:
+    """Judge every claim that is not about folds, and compare every arm. H1 is judged on the arms of
+    `comparison`, the others on their own; `root` holds hypotheses.yaml and hypotheses.lock.
 
     Raises:
         LabError: arms differ in seeds, problems or steps, or the lock cannot be read.
     """
+    settings = parse(params, "comparison", ComparisonSettings)
     reference = evidence.arms[settings.reference].hacks
     h1 = hypotheses.primary.played_by(
         treatment=settings.treatment, reference=settings.reference, controls=settings.controls
     )
-    claims = {**hypotheses.claims, PRIMARY: h1}
-    judgements = [judge(name, claims[name], evidence) for name in sorted(claims, key=lambda name: int(name[1:]))]
+    claims = {**hypotheses.of(folds=None), PRIMARY: h1}
+    judgements = [judge(name, claim, evidence) for name, claim in claims.items()]
     return Findings(
         rates={arm: result.rates for arm, result in evidence.arms.items()},
         roles=cast_of(settings),
         arms=compare_arms(evidence, settings.reference, h1.pass_fall.supported / 100 if h1.pass_fall else 0.0),
         judgements=judgements,
         written={name: claim.written for name, claim in claims.items()},
-        registration=registration(hypotheses, settings, reference.seeds, root),
+        registration=registration(departures(hypotheses, params, reference.seeds, settings), root),
         power=power_note(judgements[0], h1.supported_from, hypotheses.analysis.power, len(reference.problems)),
         confidence=settings.confidence,
     )

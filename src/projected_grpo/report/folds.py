@@ -12,10 +12,12 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import PercentFormatter
 
 from projected_grpo.evaluation.folds import FoldArm, means
+from projected_grpo.evaluation.hypothesis import Judgement
 from projected_grpo.evaluation.statistics import PairedDifference
 from projected_grpo.report import style
 from projected_grpo.report.cells import markdown_table
 from projected_grpo.report.style import QUIET, Kind
+from projected_grpo.report.tables import claim_sentence, reason_lines
 
 HEADER = (
     "unseen loophole", "bodies", "arm", "unseen hack %", "drop pp", "below its control pp", "unseen pass %",
@@ -27,12 +29,12 @@ MARKS = "oDs^vPX"
 ROW, ARM_GAP = 0.62, 0.17  # inches of a fold, and of its arms beneath each other as a share of that
 
 
-def metrics(rows: Sequence[FoldArm]) -> dict[str, dict[str, dict[str, float | int]]]:
-    """`metrics/study/folds.json`: `<study>.<arm>.<key>`."""
-    found: dict[str, dict[str, dict[str, float | int]]] = {}
+def metrics(rows: Sequence[FoldArm], claims: Sequence[Judgement] = ()) -> dict[str, dict[str, object]]:
+    """`metrics/study/folds.json`: `<study>.<arm>.<key>`, and `<claim>.<key>`."""
+    found: dict[str, dict[str, object]] = {}
     for row in rows:
         found.setdefault(row.fold.study, {})[row.arm] = row.row()
-    return found
+    return found | {claim.name.lower(): {**claim.row()} for claim in claims}
 
 
 def table(rows: Sequence[FoldArm]) -> pd.DataFrame:
@@ -52,13 +54,20 @@ def table(rows: Sequence[FoldArm]) -> pd.DataFrame:
     )
 
 
-def markdown(rows: Sequence[FoldArm], confidence: float) -> str:
-    """`plots/study/folds.md`: the mean over folds, every fold, and how to read them."""
+def markdown(rows: Sequence[FoldArm], confidence: float, claims: Sequence[Judgement] = (), frozen: str = "") -> str:
+    """`plots/study/folds.md`: the claims, the mean over folds, every fold, and how to read them.
+
+    frozen: how the analysis stands to what was frozen, in words.
+    """
     averaged = [
         (bodies, arm, *(f"{100 * found[name]:.1f}" for name in ("unseen_hack", "unseen_pass", "known_hack")))
         for (bodies, arm), found in means(rows).items()
     ]
-    lines = ["# The weak detector", "", "Mean over folds, each counting the same:", ""]
+    lines = ["# The weak detector", ""]
+    for claim in claims:
+        lines += [f"**{claim_sentence(claim, confidence)}**", "", *reason_lines(claim), ""]
+    lines += [frozen, ""] if claims else []
+    lines += ["Mean over folds, each counting the same:", ""]
     lines += [*markdown_table(MEANS_HEADER, averaged), "", "Every fold:", ""]
     lines += [*markdown_table(HEADER, [_cells(row) for row in rows]), ""]
     lines += [

@@ -10,7 +10,7 @@ import os
 import re
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, Field, model_validator
 
@@ -25,6 +25,8 @@ NAME = r"H[1-9][0-9]*"
 
 Model = TypeVar("Model", bound=BaseModel)
 Metric = Literal["hack_rate", "pass_rate", "train_token_hack_rate", "hacks_lead_step", "half_hacked_step"]
+FOLD_METRICS = ("hack_rate", "pass_rate")
+Bodies = Literal["lazy", "matched"]
 Share = Annotated[float, Field(gt=0.0, lt=1.0)]
 
 
@@ -39,6 +41,9 @@ class AnalysisSettings(Section):
 
     power: Share
     """probability with which the seeds that the power note asks for would show the effect"""
+
+    settings: dict[str, Any]
+    """dotted names of params.yaml with the values under which the claims are judged; another value is a departure"""
 
 
 class PassSettings(Section):
@@ -78,6 +83,10 @@ class HypothesisSettings(Section):
     written: Literal["before_data", "after_data"]
     """whether the thresholds were set before any run could be seen"""
 
+    folds: Bodies | None = None
+    """null: judged by `compare` on the arms of the main pipeline; else by the study stage `folds` on the unseen
+    loopholes of all folds whose pairs have these bodies"""
+
     metric: Metric
     """what is compared; rates are on held-out problems, with held-out names unless they say `train_token`"""
 
@@ -116,6 +125,9 @@ class HypothesisSettings(Section):
         if self.falsified_below > self.supported_from:
             rule = f"must not exceed `supported_from` ({self.supported_from:g})"
             raise broken_rule("falsified_below", self.falsified_below, rule, "an effect cannot support and falsify")
+        if self.folds is not None and (self.metric not in FOLD_METRICS or self.intact is not None):
+            rule = f"must be null but for a claim on {' or '.join(FOLD_METRICS)} whose `intact` is null"
+            raise broken_rule("folds", self.folds, rule, "folds have no untrained base and no such metric")
         others = (self.reference, *self.controls)
         twice = [name for name in (self.treatment, *self.controls) if (self.treatment, *others).count(name) > 1]
         if twice:
@@ -141,6 +153,11 @@ class Hypotheses:
     @property
     def primary(self) -> HypothesisSettings:
         return self.claims[PRIMARY]
+
+    def of(self, folds: str | None) -> dict[str, HypothesisSettings]:
+        """The claims on the main pipeline's arms (None), or on the folds with these bodies, by rising number."""
+        names = sorted(self.claims, key=lambda name: int(name[1:]))
+        return {name: self.claims[name] for name in names if self.claims[name].folds == folds}
 
 
 def read_hypotheses(path: str | os.PathLike[str] = HYPOTHESES) -> Hypotheses:
@@ -172,6 +189,10 @@ def read_hypotheses(path: str | os.PathLike[str] = HYPOTHESES) -> Hypotheses:
     if PRIMARY in claims and not claims[PRIMARY].controls:
         rule, fix = "the headline needs a control", "name the arms that must not do as well"
         faults.append(LabError(setting=f"hypotheses.claims.{PRIMARY}.controls", value=[], rule=rule, fix=fix))
+    if PRIMARY in claims and claims[PRIMARY].folds is not None:
+        rule, fix = "the headline is about the main pipeline's arms", "set null, or make it another claim"
+        setting = f"hypotheses.claims.{PRIMARY}.folds"
+        faults.append(LabError(setting=setting, value=claims[PRIMARY].folds, rule=rule, fix=fix))
     if faults:
         raise ParamsError(faults)
     assert analysis is not None
