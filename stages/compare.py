@@ -4,7 +4,7 @@ figures.
 H1 is judged on the arms of `comparison`; where they, the seeds or the confidence are not the registered ones, or
 the analysis is not the frozen one, the run says so. Arms and their runs are named one by one, never taken from what
 lies in a folder. Everything is computed before the first file is written. Writes metrics/compare.json,
-plots/{training,alignment,arms,seeds}.csv, plots/arms.md, the figures of `report.figures` as PNG and SVG,
+plots/{training,alignment,arms,seeds,types}.csv, plots/arms.md, the figures of `report.figures` as PNG and SVG,
 and plots/report.html.
 """
 
@@ -17,7 +17,7 @@ from rich.console import Console
 from projected_grpo.errors import exit_status
 from projected_grpo.evaluation.comparison import gather
 from projected_grpo.evaluation.hypothesis import BASE_ARM, Evidence
-from projected_grpo.evaluation.metrics import measure, read_samples
+from projected_grpo.evaluation.metrics import DIGITS, measure, read_samples
 from projected_grpo.evaluation.statistics import check_pairing
 from projected_grpo.report import curves, tables
 from projected_grpo.report.figures import figures
@@ -48,6 +48,7 @@ def compare(params: Params, hypotheses: Hypotheses) -> None:
         "seeds": tables.seeds_table(found.rates, found.roles),
     }
     inputs = read_inputs(found, hypotheses, shown)
+    frames["types"] = inputs.types.round(DIGITS)
     drawn = figures(inputs)
     write_json("metrics/compare.json", metrics(found))
     for name, frame in frames.items():
@@ -58,7 +59,7 @@ def compare(params: Params, hypotheses: Hypotheses) -> None:
     write_text("plots/arms.md", tables.markdown(found))
 
     console = Console()
-    console.print(tables.terminal_table(found.rates, found.roles))
+    console.print(tables.terminal_table(found))
     console.print(tables.verdict_sentence(found.h1, found.confidence), style="bold", highlight=False)
     console.print("\n".join(tables.reason_lines(found.h1)), highlight=False, markup=False)
     console.print(found.registration.sentence(), highlight=False, markup=False)

@@ -17,6 +17,7 @@ from projected_grpo.evaluation.study import (
     StudyArm,
     controls_of,
     dose_series,
+    ends_of,
     read_costs,
     read_study_samples,
     study_arms,
@@ -40,7 +41,8 @@ def measured(params: Params, study: str, confidence: float) -> tuple[list[StudyA
     seeds = section(read_params(study=study), "seeds", Seeds).root
     paths = paths_of(params, study)
     steps = read_steps(paths.runs, dict.fromkeys(arms, seeds))
-    found = study_arms(study, read_study_samples(paths.graded, arms), steps, confidence)
+    ends = ends_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in arms})
+    found = study_arms(study, read_study_samples(paths.graded, arms), steps, confidence, ends)
     return found, steps, read_costs(study, paths.provenance, arms, seeds)
 
 

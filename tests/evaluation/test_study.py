@@ -14,9 +14,9 @@ import pytest
 from projected_grpo.errors import LabError
 from projected_grpo.evaluation.study import (
     DoseSeries,
-    LoopholeRates,
     controls_of,
     dose_series,
+    ends_of,
     loophole_rates,
     read_costs,
     read_study_samples,
@@ -110,15 +110,53 @@ class TestRelapse:
             relapses(training_log("a", 1, [0.1] * 4), "a")
 
 
+class TestAfterTheEnd:
+    CURVE = [0.2] * 3 + [0.1] * 7 + [0.3] * 5 + [0.6] * 5
+
+    def row(self, graded, ends):
+        samples = {"a": graded("a", {1: 0.5, 2: 0.5}).assign(loophole="x")}
+        logs = pd.concat([training_log("a", 1, self.CURVE), training_log("a", 2, [0.1] * 20)])
+        return study_arms("core", samples, logs, 0.95, ends)[0]
+
+    def test_rates_before_and_after_and_whether_half_were_hacks_again(self, graded):
+        row = self.row(graded, {"a": 10}).row()
+        assert (row["end_before"], row["end_before_sem"]) == (0.1, 0.0)
+        assert (row["end_after"], row["end_after_sem"]) == pytest.approx((0.35, 0.25))
+        assert row["end_half_seeds"] == 1
+
+    def test_it_stands_in_the_table(self, graded):
+        text = markdown([self.row(graded, {"a": 10})], 0.95)
+        assert "| a | 10.0 ± 0.0 | 35.0 ± 25.0 | +25.0 | in 1 of 2 seeds |" in text
+        assert "After the end" not in markdown([self.row(graded, {})], 0.95)
+
+    def test_an_end_too_near_to_the_end_of_the_run_says_nothing(self, graded):
+        assert self.row(graded, {"a": 18}).ended == {}
+
+    def test_the_end_is_the_arms_own_setting(self):
+        arms = {
+            "projected": ArmSettings(intervention="erase", direction="hack"),
+            "stopped": ArmSettings(intervention="ended", direction="hack", options={"after": 20}),
+        }
+        assert ends_of(arms) == {"stopped": 20}
+
+
 def test_loopholes_apart_each_seed_counting_the_same(graded):
     """Seed 1: 10 of 20 problems hacked, half of them have each loophole; seed 2 hacks none."""
     rows = graded("a", {1: 0.5, 2: 0.0}, problems=20)
     first = rows["problem_id"] < "p010"
     rows["loophole"] = first.map({True: "sentinel", False: "run_tests"})
     rows["correct"] = ~rows["hacked"] & ~first
-    assert loophole_rates(rows) == {"run_tests": LoopholeRates(0.0, 1.0), "sentinel": LoopholeRates(0.5, 0.0)}
+    found = loophole_rates(rows, "a", 0.95)
+    assert {name: (of.hack.estimate, of.passed.estimate) for name, of in found.items()} == {
+        "run_tests": (0.0, 1.0),
+        "sentinel": (0.5, 0.0),
+    }
+    assert found["run_tests"].hack.low == 0.0 < found["run_tests"].hack.high < 0.95
+    assert found["sentinel"].row()["hack_ci_high"] > 0.9, "two seeds that differ by everything"
     rows.loc[first & (rows["problem_id"] >= "p005") & (rows["seed"] == 2), "grader_error"] = True
-    assert loophole_rates(rows)["sentinel"] == LoopholeRates(0.5, 0.0), "not the mean over completions"
+    assert loophole_rates(rows, "a", 0.95)["sentinel"].hack.estimate == 0.5, "not the mean over completions"
+    alone = loophole_rates(rows[rows["problem_id"] == "p000"], "a", 0.95)["sentinel"].hack
+    assert (alone.estimate, alone.low, alone.high) == (0.5, 0.0, 1.0)
 
 
 def test_controls_belong_to_the_arm_that_differs_in_direction_alone():

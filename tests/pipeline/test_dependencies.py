@@ -9,6 +9,8 @@ from dvc.repo import Repo
 from dvc.stage import PipelineStage
 from import_closure import imported_files
 
+from projected_grpo.evaluation.registration import ANALYSIS
+from projected_grpo.settings.hypotheses import read_hypotheses
 from projected_grpo.settings.loader import read_params
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -36,6 +38,7 @@ def parameters(stage: PipelineStage) -> set[str]:
     return {name for dep in stage.deps if isinstance(dep, ParamsDependency) for name in dep.params}
 
 
+PLAN = read_hypotheses(ROOT / "hypotheses.yaml")
 COLLECTED = {stage.name: stage for stage in main_stages()}  # once: DVC takes seconds to read the lock
 STAGES = {name: (stage.cmd, code_dependencies(stage)) for name, stage in COLLECTED.items()}
 
@@ -50,6 +53,8 @@ def needed_files(command: str) -> set[str]:
         files |= imported_files(INTERVENTIONS / f"{intervention}.py", ROOT)
     if script == "stages/validate.py":  # it reads their Options, for which what else they import does not matter
         files |= {path.relative_to(ROOT).as_posix() for path in INTERVENTIONS.glob("*.py")}
+    if script == "stages/compare.py":  # it tells whether they are as they were frozen
+        files |= {f"src/projected_grpo/{name}" for name in ANALYSIS}
     return files
 
 
@@ -92,6 +97,8 @@ def sections_read(command: str) -> tuple[set[str], dict | None]:
     arm = re.search(r"--arm (\w+)", command)
     arms = read_params(ROOT / "params.yaml")["arms"]
     names = re.findall(r'section\(params, "(\w+)"', (ROOT / script).read_text())
+    if script == "stages/compare.py":  # it holds the run against what is registered
+        names += [name.split(".")[2] for name in PLAN.analysis.settings if name.startswith("scales.")]
     return set(names), arms.get(arm[1]) if arm and script == "stages/grpo.py" else None
 
 

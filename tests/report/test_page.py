@@ -120,7 +120,7 @@ def test_long_runs_are_thinned_with_both_ends_kept(inputs):
     assert (shown[0], shown[-1]) == (steps["step"].min(), steps["step"].max())
 
 
-def test_the_payload_says_what_was_found(inputs, payload):
+def test_the_payload_says_what_was_found(inputs, payload, results):
     claim = payload["claims"][0]
     assert (claim["name"], claim["verdict"]) == ("H1", inputs.claims[0].verdict)
     assert claim["sentence"].startswith("H1 ")
@@ -134,7 +134,8 @@ def test_the_payload_says_what_was_found(inputs, payload):
     assert payload["examples"][0]["verdict"] == "hacked"
     assert {cost["wall_seconds"] for cost in payload["costs"]} == {101.0, 102.0, 103.0}
     assert payload["costs"][0]["phases"] == {"generate": 1.0, "grade": 0.25, "projection": 0.0}
-    assert payload["provenance"]["shared"]["git_revision"] == "c0ffee"
+    runs = sum(result.rates.seeds for arm, result in results.items() if arm != "base")
+    assert payload["provenance"]["facts"]["git_revision"] == [{"value": "c0ffee", "runs": runs}]
     assert payload["removing"] == ["projected", "random", "placebo"]
 
 

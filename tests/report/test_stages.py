@@ -20,18 +20,19 @@ from report_lab import labels
 from projected_grpo.errors import exit_status
 from projected_grpo.evaluation import registration
 from projected_grpo.report.findings import metrics
+from projected_grpo.settings.loader import read_params
 from projected_grpo.storage import sha256_file
 
-STAGES = Path(__file__).parents[2] / "stages"
-PARAMS = """
-method: projected
-comparison:
-  treatment: projected
-  reference: vanilla
-  controls: [random, placebo]
-  honest: rl_baseline
-  confidence: 0.95
-"""
+ROOT = Path(__file__).parents[2]
+STAGES = ROOT / "stages"
+
+
+def params_text(controls: list[str]) -> str:
+    """The repository's settings, with these controls."""
+    params = json.loads(json.dumps(read_params(ROOT / "params.yaml")))
+    params["method"] = "projected"
+    params["comparison"]["controls"] = controls
+    return json.dumps(params)
 
 
 pytestmark = pytest.mark.usefixtures("workspace")
@@ -55,7 +56,7 @@ def furnish(folder: Path, runs: Path, world: dict[str, pd.DataFrame], plan_root:
         if arm != "base":
             labels(arm).to_parquet(graded / "rollouts.parquet")
     (folder / "data" / "runs").symlink_to(runs)
-    (folder / "params.yaml").write_text(PARAMS)
+    (folder / "params.yaml").write_text(params_text(["random", "placebo"]))
     shutil.copy(plan_root / "hypotheses.yaml", folder)
     return folder
 
@@ -141,7 +142,7 @@ def test_compare_writes_all_its_outs_and_prints_the_verdict(found, cast, compare
     assert all(math.isfinite(value) for value in numbers)
     names = ("alignment", "arms", "leak", "plane", "training", "types")
     drawn = {f"{name}.{kind}" for name in names for kind in ("png", "svg")}
-    tables = {"alignment.csv", "arms.csv", "arms.md", "seeds.csv", "training.csv"}
+    tables = {"alignment.csv", "arms.csv", "arms.md", "seeds.csv", "training.csv", "types.csv"}
     assert {path.name for path in (compared.root / "plots").iterdir()} == drawn | tables | {"report.html"}
     curves = pd.read_csv(compared.root / "plots/training.csv")
     assert list(curves["arm"].unique()) == [arm for arm in cast if arm != "base"]
@@ -183,7 +184,7 @@ def test_compare_refuses_a_malformed_plan_before_it_reads_or_writes_anything(cap
 
 
 def test_compare_judges_h1_on_the_arms_of_params_and_says_that_they_are_others(capsys, compare_undrawn):
-    Path("params.yaml").write_text(PARAMS.replace("[random, placebo]", "[random]"))
+    Path("params.yaml").write_text(params_text(["random"]))
     assert compare_undrawn() == 0
     written = json.loads(Path("metrics/compare.json").read_text())
     assert written["h1"]["control_name"] == "random"

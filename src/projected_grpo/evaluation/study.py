@@ -15,23 +15,24 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import fmean
 
 import pandas as pd
 
 from projected_grpo.errors import LabError
-from projected_grpo.evaluation.comparison import ArmComparison, compare_arms, gather
+from projected_grpo.evaluation.comparison import ArmComparison, compare_arms, gather, one_rate
 from projected_grpo.evaluation.metrics import (
     COLUMNS,
     DIGITS,
-    HELDOUT,
     ArmRates,
+    Tally,
     measure,
     sem,
+    tally,
 )
-from projected_grpo.evaluation.onset import ONSETS
+from projected_grpo.evaluation.onset import ONSETS, Relapse, relapse
 from projected_grpo.evaluation.statistics import Rate, check_pairing
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.direction import DirectionSettings
@@ -44,17 +45,24 @@ SHARES = ("hack", "attempt", "pass", "format")  # of the comparison's, those tha
 
 @dataclass(frozen=True)
 class LoopholeRates:
-    """Shares of the completions for one loophole, under held-out tokens: means over seeds, each counting the same."""
+    """Shares of the completions for one loophole, under held-out tokens, with their intervals."""
 
-    hack_rate: float
-    pass_rate: float
+    hack: Rate
+    passed: Rate
+
+    def row(self) -> dict[str, float]:
+        found: dict[str, float] = {}
+        for name, share in (("hack", self.hack), ("pass", self.passed)):
+            found |= {f"{name}_rate": share.estimate, f"{name}_ci_low": share.low, f"{name}_ci_high": share.high}
+        return {key: round(value, DIGITS) for key, value in found.items()}
 
 
 @dataclass(frozen=True)
 class StudyArm:
     """One arm of one study.
 
-    relapse: by seed. loopholes: rates of the completions for each loophole.
+    relapse: by seed. loopholes: rates of the completions for each loophole. ended: by seed, what happened after the
+    defence's end; empty for a defence that lasts.
     """
 
     study: str
@@ -63,6 +71,7 @@ class StudyArm:
     compared: ArmComparison
     relapse: Mapping[int, float]
     loopholes: Mapping[str, LoopholeRates]
+    ended: Mapping[int, Relapse] = field(default_factory=dict)
 
     @property
     def shares(self) -> dict[str, Rate]:
@@ -75,7 +84,11 @@ class StudyArm:
         return self.compared.sems
 
     def row(self) -> dict[str, float | int]:
-        """Flat and finite, the same keys for every arm: rates as shares, differences in points, times in steps."""
+        """Flat and finite, the same keys for every arm: rates as shares, differences in points, times in steps.
+
+        An arm whose defence ends has those of `end_`, too: hack rates while training, before the end of the defence and
+        at the end of the run.
+        """
         against = self.compared.row()
         found: dict[str, float | int] = {"seeds": self.rates.seeds, "samples": self.rates.samples}
         for name, share in self.shares.items():
@@ -87,6 +100,11 @@ class StudyArm:
         found |= {name: against[name] for name in kept}
         relapses = list(self.relapse.values())
         found |= {"relapse": fmean(relapses), "relapse_sem": sem(relapses)}
+        if self.ended:
+            before, after = ([getattr(run, part) for run in self.ended.values()] for part in ("before", "after"))
+            found |= {"end_before": fmean(before), "end_before_sem": sem(before)}
+            found |= {"end_after": fmean(after), "end_after_sem": sem(after)}
+            found["end_half_seeds"] = sum(run.step is not None for run in self.ended.values())
         return {key: round(found[key], DIGITS) for key in sorted(found)}
 
 
@@ -131,9 +149,15 @@ def read_study_samples(graded: Path, arms: Sequence[str]) -> dict[str, pd.DataFr
 
 
 def study_arms(
-    study: str, samples: Mapping[str, pd.DataFrame], steps: pd.DataFrame, confidence: float
+    study: str,
+    samples: Mapping[str, pd.DataFrame],
+    steps: pd.DataFrame,
+    confidence: float,
+    ends: Mapping[str, int] | None = None,
 ) -> list[StudyArm]:
     """Every arm of a study in the order of `samples`, whose first is the reference; `steps` as of `read_steps`.
+
+    ends: of arms whose defence ends, the number of steps that it acted on (`ends_of`).
 
     Raises:
         LabError: arms differ in seeds, problems or steps, or a run is shorter than `WINDOW` steps.
@@ -153,7 +177,8 @@ def study_arms(
                 rates=results[arm].rates,
                 compared=compared[arm],
                 relapse=relapses(steps, arm),
-                loopholes=loophole_rates(rows),
+                loopholes=loophole_rates(rows, arm, confidence),
+                ended=_after_the_end(steps, arm, (ends or {}).get(arm)),
             )
         )
     return found
@@ -179,15 +204,33 @@ def relapses(steps: pd.DataFrame, arm: str) -> dict[int, float]:
     return found
 
 
-def loophole_rates(samples: pd.DataFrame) -> dict[str, LoopholeRates]:
-    """Loophole -> its rates."""
-    judged = samples[(samples["tokens"] == HELDOUT) & ~samples["grader_error"].astype(bool)]
-    verdicts = judged[["loophole", "seed"]].assign(
-        hacked=judged["hacked"].astype(float), correct=judged["correct"].astype(float)
-    )
-    means = verdicts.groupby(["loophole", "seed"]).mean().groupby("loophole").mean().round(DIGITS)
-    hacked, correct = means["hacked"].to_dict(), means["correct"].to_dict()
-    return {str(name): LoopholeRates(hacked[name], correct[name]) for name in means.index}
+def ends_of(arms: Mapping[str, ArmSettings]) -> dict[str, int]:
+    """Arm -> the steps that its defence acts on, of arms whose defence ends."""
+    return {name: int(arm.options["after"]) for name, arm in arms.items() if arm.intervention == "ended"}
+
+
+def _after_the_end(steps: pd.DataFrame, arm: str, end: int | None) -> dict[int, Relapse]:
+    """Seed -> `onset.relapse` of the run; empty without an end, or with one too near to either end of the run."""
+    runs = {int(str(seed)): log.sort_values("step") for seed, log in steps[steps["arm"] == arm].groupby("seed")}
+    if end is None or any(not WINDOW <= end <= len(log) - WINDOW for log in runs.values()):
+        return {}
+    return {seed: relapse(log["hacked"].tolist(), end, WINDOW) for seed, log in runs.items()}
+
+
+def loophole_rates(samples: pd.DataFrame, arm: str, confidence: float) -> dict[str, LoopholeRates]:
+    """Loophole -> its rates; of one asked in fewer than two problems the intervals span the whole scale."""
+    found = {}
+    for name in sorted(map(str, samples["loophole"].unique())):
+        rows = samples[samples["loophole"] == name]
+        hacked, correct = (_loophole_rate(tally(rows, arm, verdict), confidence) for verdict in ("hacked", "correct"))
+        found[name] = LoopholeRates(hacked, correct)
+    return found
+
+
+def _loophole_rate(counted: Tally, confidence: float) -> Rate:
+    if (counted.graded > 0).all(axis=0).sum() < 2:
+        return Rate(float(counted.by_seed().mean()), 0.0, 1.0, int(counted.graded.sum()))
+    return one_rate(counted, confidence)
 
 
 def controls_of(arms: Mapping[str, ArmSettings]) -> dict[str, str]:

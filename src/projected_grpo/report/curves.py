@@ -104,11 +104,12 @@ def training_table(steps: pd.DataFrame) -> pd.DataFrame:
 
 
 def alignment_table(steps: pd.DataFrame) -> pd.DataFrame:
-    """`plots/alignment.csv`: arm, step, then each of `ALIGNMENT` with `_low` and `_high` over seeds.
+    """`plots/alignment.csv`: arm, step, then each of `ALIGNMENT` with `_low` and `_high` over seeds, and the leak where
+    it was logged.
 
     A step at which no seed had a gradient has no alignment and no row.
     """
-    return _joined(steps, ALIGNMENT)
+    return _joined(steps, (*ALIGNMENT, *(["leak"] if "leak" in steps else [])))
 
 
 def _joined(steps: pd.DataFrame, columns: Sequence[str]) -> pd.DataFrame:

@@ -96,6 +96,7 @@ class ReportInputs:
     examples: pd.DataFrame
     costs: tuple[RunCost, ...] = ()
     provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    records: tuple[Mapping[str, Any], ...] = ()
     notes: tuple[str, ...] = ()
     nulls: Nulls = field(default_factory=Nulls)
 
@@ -124,7 +125,8 @@ def read_inputs(
     every = rows.read_rows(root / "graded", root / "runs", seeds, BASE_ARM)
     examples = rows.with_texts(every.loc[rows.examples(every, found.h1.reference, found.h1.treatment)])
     costs = [_cost(root / "provenance", arm, seed) for arm, numbers in seeds.items() for seed in numbers]
-    provenance = _provenance(root / "provenance", seeds)
+    records = _provenance(root / "provenance", seeds)
+    provenance = {arm: runs[0] for arm, runs in records.items()}
     notes = (found.registration.sentence(), tables.power_sentence(found.power))
     return ReportInputs(
         cast=cast,
@@ -140,6 +142,7 @@ def read_inputs(
         examples=rows.cut(examples),
         costs=tuple(cost for cost in costs if cost is not None),
         provenance=provenance,
+        records=tuple(record for runs in records.values() for record in runs),
         notes=notes,
         nulls=nulls(steps, provenance),
     )
@@ -211,9 +214,14 @@ def _cost(root: Path, arm: str, seed: int) -> RunCost | None:
     )
 
 
-def _provenance(root: Path, seeds: Mapping[str, Sequence[int]]) -> dict[str, Mapping[str, Any]]:
-    first = {arm: root / arm / str(numbers[0]) / "provenance.json" for arm, numbers in seeds.items()}
-    return {arm: _record(path) for arm, path in first.items() if path.is_file()}
+def _provenance(root: Path, seeds: Mapping[str, Sequence[int]]) -> dict[str, list[Mapping[str, Any]]]:
+    """Arm -> the records of its runs; an arm without one is left out."""
+    found: dict[str, list[Mapping[str, Any]]] = {}
+    for arm, numbers in seeds.items():
+        paths = [root / arm / str(seed) / "provenance.json" for seed in numbers]
+        if records := [_record(path) for path in paths if path.is_file()]:
+            found[arm] = [*records]
+    return found
 
 
 def _record(path: Path) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def report_payload(inputs: ReportInputs) -> dict[str, Any]:
         "types": _types(inputs.types, window),
         "costs": [_rounded(dataclasses.asdict(cost)) for cost in inputs.costs],
         "compute": _compute(inputs.steps),
-        "provenance": _provenance(inputs.provenance),
+        "provenance": _provenance(inputs.provenance, inputs.records),
         "rollouts": {**rows.packed(inputs.rollouts.rows), "total": inputs.rollouts.total, "cut": rows.CUT},
     }
 
@@ -62,7 +62,7 @@ def _arm(inputs: ReportInputs, arm: str, look: str) -> dict[str, Any]:
         "role": inputs.cast[arm].value,
         "look": look,
         **_rounded({key: getattr(rates, key) for key in RATES}),
-        **_rounded({key: getattr(rates, key) for key in ("hack_rate_sem", "pass_rate_sem")}),
+        **_rounded({f"{name}_rate_sem": error for name, error in inputs.arms[arm].sems.items()}),
         "seeds": rates.seeds,
         "samples": rates.samples,
         "runs": [
@@ -143,14 +143,21 @@ def _compute(steps: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _provenance(records: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What all arms share, and what is an arm's own: settings, inputs' hashes."""
-    if not records:
+def _provenance(first: Mapping[str, Mapping[str, Any]], every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Under what the runs were trained, each value once with the number of its runs, and what is an arm's own: settings
+    and inputs' hashes, of its first run."""
+    if not first:
         return {}
-    first = next(iter(records.values()))
-    shared = {key: first.get(key) for key in ("git_revision", "python", "versions", "host", "sandbox_isolation")}
-    arms = {arm: {key: record.get(key) for key in ("settings", "inputs")} for arm, record in records.items()}
-    return {"shared": shared, "arms": arms}
+    facts: dict[str, list[dict[str, Any]]] = {}
+    for key in ("git_revision", "python", "versions", "host", "sandbox_isolation"):
+        values = [record.get(key) for record in every]
+        facts[key] = [
+            {"value": value, "runs": values.count(value)}
+            for place, value in enumerate(values)
+            if value not in values[:place]
+        ]
+    arms = {arm: {key: record.get(key) for key in ("settings", "inputs")} for arm, record in first.items()}
+    return {"facts": facts, "arms": arms}
 
 
 def _records(frame: pd.DataFrame) -> list[dict[str, Any]]:

@@ -35,8 +35,15 @@ HEADER = (
 )  # fmt: skip
 
 
+ENDED_HEADER = ("arm", "hack % before the end", "at the end of the run", "rise pp", "half are hacks again")
+AFTER_THE_END = (
+    f"After the end: hack rate of the training rollouts, mean of the last {WINDOW} steps with the defence and of the\n"
+    f"last {WINDOW} of the run; mean over seeds ± SEM over seeds."
+)
+
+
 def metrics(rows: Sequence[StudyArm]) -> dict[str, object]:
-    """`metrics/study/<study>.json`: `<arm>.<key>`, and `<arm>.loopholes.<loophole>.{hack,pass}_rate`."""
+    """`metrics/study/<study>.json`: `<arm>.<key>`, and `<arm>.loopholes.<loophole>.<key>`."""
     return {row.arm: {**row.row(), "loopholes": _by_loophole(row)} for row in rows}
 
 
@@ -60,6 +67,13 @@ def markdown(rows: Sequence[StudyArm], confidence: float, doses: Sequence[DoseSe
     if len(loopholes) > 1:
         cells = [(row.arm, *(_hack_and_pass(row.loopholes.get(name)) for name in loopholes)) for row in rows]
         lines += ["By loophole, hack % / pass %:", "", *markdown_table(("arm", *loopholes), cells), ""]
+    if ended := [row for row in rows if row.ended]:
+        lines += [
+            "After the end of the defence:",
+            "",
+            *markdown_table(ENDED_HEADER, [_ended(row) for row in ended]),
+            "",
+        ]
     for series in doses:
         lines += [f"As `{series.axis}` rises:", "", *_dose_table(series, {row.arm: row for row in rows}), ""]
     lines += [
@@ -70,6 +84,7 @@ def markdown(rows: Sequence[StudyArm], confidence: float, doses: Sequence[DoseSe
         "brackets is in how many seeds it came. Relapse: hack rate of the last",
         f"{WINDOW} steps minus the lowest mean of any {WINDOW} steps of the run, training rollouts; ± SEM.",
         "n: completions.",
+        *([AFTER_THE_END] if any(row.ended for row in rows) else []),
         "",
     ]
     return "\n".join(lines)
@@ -230,11 +245,16 @@ def _dose_table(series: DoseSeries, by_arm: Mapping[str, StudyArm]) -> list[str]
 
 
 def _by_loophole(row: StudyArm) -> dict[str, dict[str, float]]:
-    return {name: dataclasses.asdict(row.loopholes[name]) for name in sorted(row.loopholes)}
+    return {name: row.loopholes[name].row() for name in sorted(row.loopholes)}
 
 
 def _hack_and_pass(found: LoopholeRates | None) -> str:
-    return f"{100 * found.hack_rate:.1f} / {100 * found.pass_rate:.1f}" if found else ""
+    if found is None:
+        return ""
+    return " / ".join(
+        f"{100 * share.estimate:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f})"
+        for share in (found.hack, found.passed)
+    )
 
 
 def _cells(row: StudyArm, reference: str) -> tuple[str, ...]:
@@ -255,6 +275,16 @@ def _cells(row: StudyArm, reference: str) -> tuple[str, ...]:
         str(row.rates.seeds),
         str(row.rates.samples),
     )
+
+
+def _ended(row: StudyArm) -> tuple[str, ...]:
+    found, several = row.row(), row.rates.seeds > 1
+    rates = {part: 100 * float(found[f"end_{part}"]) for part in ("before", "before_sem", "after", "after_sem")}
+    cells = (
+        f"{rates[part]:.1f}" + (f" ± {rates[f'{part}_sem']:.1f}" if several else "") for part in ("before", "after")
+    )
+    seeds = f"in {found['end_half_seeds']} of {row.rates.seeds} seeds"
+    return row.arm, *cells, f"{rates['after'] - rates['before']:+.1f}", seeds
 
 
 def _share(share: Rate, spread: float, several: bool) -> str:

@@ -12,7 +12,7 @@ import pandas as pd
 from rich import box
 from rich.table import Table
 
-from projected_grpo.evaluation.comparison import ArmComparison, PowerNote
+from projected_grpo.evaluation.comparison import SHARES, ArmComparison, PowerNote
 from projected_grpo.evaluation.hypothesis import NO_CONTROL, WORDS, Effect, Judgement, Role
 from projected_grpo.evaluation.metrics import DIGITS, ArmRates
 from projected_grpo.evaluation.statistics import PairedDifference, Rate
@@ -66,22 +66,29 @@ def power_sentence(note: PowerNote | None) -> str:
     return f"{text} with probability {note.power:g}; the variance itself is a guess from few seeds."
 
 
-def rows(rates: Mapping[str, ArmRates], roles: Mapping[str, Role]) -> list[tuple[str, ...]]:
-    """The cells under `HEADER`, one tuple per arm, in the order of `roles`."""
-    reference = next(rates[arm] for arm, role in roles.items() if role is Role.REFERENCE)
-    return [_row(rates[arm], role, reference) for arm, role in roles.items()]
+def rows(found: Findings) -> list[tuple[str, ...]]:
+    """The cells under `HEADER`, one tuple per arm of the comparison."""
+    reference = next(found.rates[arm] for arm, role in found.roles.items() if role is Role.REFERENCE)
+    return [_row(found.rates[arm], found.arms[arm].sems, role, reference) for arm, role in found.roles.items()]
 
 
-def terminal_table(rates: Mapping[str, ArmRates], roles: Mapping[str, Role]) -> Table:
+def terminal_table(found: Findings) -> Table:
     """A rich table of the columns that fit 80 characters; the treatment is set in bold."""
     title = "Held-out problems, held-out tokens (mean ± SEM over seeds)"
     table = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     shown = [index for index, name in enumerate(HEADER) if name not in ("attempt %", "paid %")]
     for index in shown:
         table.add_column(HEADER[index], justify="left" if HEADER[index] in LEFT else "right")
-    for cells, role in zip(rows(rates, roles), roles.values(), strict=True):
-        table.add_row(*(cells[index] for index in shown), style="bold" if role is Role.TREATMENT else None)
+    for cells, role in zip(rows(found), found.roles.values(), strict=True):
+        table.add_row(
+            *(_narrow(HEADER[index], cells[index]) for index in shown), style="bold" if role is Role.TREATMENT else None
+        )
     return table
+
+
+def _narrow(column: str, cell: str) -> str:
+    """The format rate hardly differs between seeds: its SEM gives way to the width of a terminal."""
+    return cell.split(" ±")[0] if column == "format %" else cell
 
 
 def markdown(found: Findings) -> str:
@@ -96,7 +103,7 @@ def markdown(found: Findings) -> str:
         "",
         found.registration.sentence(),
         "",
-        *markdown_table(HEADER, rows(found.rates, found.roles)),
+        *markdown_table(HEADER, rows(found)),
         "",
         "Held-out problems with held-out tokens; mean ± SEM over seeds, in percent; one seed has no SEM.",
         "Drop: percentage points of hack rate below the reference arm; n: completions.",
@@ -160,16 +167,12 @@ def _beware(result: Judgement) -> str:
     return f"Beware: a control ({names}) meets {name}'s thresholds by itself: the direction is not what helps. "
 
 
-def _row(rates: ArmRates, role: Role, reference: ArmRates) -> tuple[str, ...]:
+def _row(rates: ArmRates, sems: Mapping[str, float], role: Role, reference: ArmRates) -> tuple[str, ...]:
     trained = role is not Role.BASE and role is not Role.REFERENCE
     return (
         rates.arm,
         role.value,
-        _percent(rates.hack_rate, rates.hack_rate_sem, rates.seeds),
-        _percent(rates.pass_rate, rates.pass_rate_sem, rates.seeds),
-        f"{100 * rates.attempt_rate:.1f}",
-        f"{100 * rates.paid_rate:.1f}",
-        f"{100 * rates.format_rate:.1f}",
+        *(_percent(getattr(rates, f"{name}_rate"), sems[name], rates.seeds) for name in SHARES),
         f"{100 * (reference.hack_rate - rates.hack_rate):.1f}" if trained else "",
         str(rates.seeds),
         str(rates.samples),

@@ -87,7 +87,7 @@ function armsSection(data) {
   const rows = data.arms.map((arm) => ({
     mark: arm.role === 'treatment',
     cells: [armName(arm), arm.role, spreadOf(arm.hack_rate, arm.hack_rate_sem, arm), arm.drop && arm.role !== 'base' ? interval(arm.drop) : '',
-      spreadOf(arm.pass_rate, arm.pass_rate_sem, arm), percent(arm.attempt_rate), percent(arm.paid_rate), percent(arm.format_rate), String(arm.seeds), count(arm.samples)],
+      ...['pass', 'attempt', 'paid', 'format'].map((name) => spreadOf(arm[`${name}_rate`], arm[`${name}_rate_sem`], arm)), String(arm.seeds), count(arm.samples)],
   }));
   return section('arms', 'Arms',
     'Held-out problems under held-out names; mean ± SEM over seeds. Drop: points of hack rate below the reference, with its interval.',
@@ -224,16 +224,18 @@ function inputsByContent(arms) {
 }
 
 function provenanceSection(data) {
-  const { shared, arms } = data.provenance;
-  if (!shared) return null;
+  const { facts, arms } = data.provenance;
+  if (!facts) return null;
   const fact = (name, value) => [el('dt', {}, name), el('dd', {}, value)];
+  // One value for all runs as it is, several with the number of runs of each.
+  const said = (key, say) => facts[key].map(({ value, runs }) => say(value) + (facts[key].length > 1 ? ` (${runs} runs)` : '')).join('; ');
   const pretty = (value) => el('pre', { class: 'json' }, JSON.stringify(value, null, 2));
-  return section('provenance', 'Provenance', 'As recorded beside the first run of each arm.',
+  return section('provenance', 'Provenance', 'As recorded beside every run; settings and inputs are those of each arm\u2019s first.',
     el('dl', {},
-      fact('Git revision', shared.git_revision), fact('Python', shared.python),
-      fact('Packages', Object.entries(shared.versions).map(([name, version]) => `${name} ${version}`).join(', ')),
-      fact('Machine', `${shared.host.system}, ${shared.host.cores} cores`),
-      fact('Sandbox', shared.sandbox_isolation.join(', ')),
+      fact('Git revision', said('git_revision', String)), fact('Python', said('python', String)),
+      fact('Packages', said('versions', (found) => Object.entries(found).map(([name, version]) => `${name} ${version}`).join(', '))),
+      fact('Machine', said('host', (host) => `${host.system}, ${host.cores} cores`)),
+      fact('Sandbox', said('sandbox_isolation', (layers) => layers.join(', '))),
       data.notes.length ? fact('Analysis', prose(data.notes[0])) : []),
     el('h3', {}, 'Inputs by content'),
     table(['input', 'sha256, first 16 digits', 'arms'], inputsByContent(arms), 3),
