@@ -163,6 +163,12 @@ def test_every_study_has_its_table():
         assert {f"metrics/study/{study}.json", f"plots/study/{study}.md", f"plots/study/{study}.csv"} <= outputs
 
 
+def test_the_overview_reads_every_table():
+    [(_, _, dependencies, _, _)] = [stage for stage in STAGES if stage[0] == "overview"]
+    tables = {f"metrics/study/{study}.json" for study in STUDIES if study not in FOLDS}
+    assert {path for path in dependencies if path.startswith("metrics/")} == tables
+
+
 def test_the_default_pipeline_stays_without_the_studies():
     assert not [path for path in DEFAULT_OUTPUTS if "study" in path]
 
@@ -254,6 +260,29 @@ class TestTable:
         assert cost["peak_memory_mb"].tolist() == [906.0, 901.0, 905.0]
         figures = {f"core_{what}.{kind}" for what in ("plane", "training") for kind in ("png", "svg")}
         assert {path.name for path in (lab / "plots/study").iterdir()} == figures | {"core.csv", "core.md"}
+
+    def overview(self, root: Path) -> subprocess.CompletedProcess[str]:
+        environment = os.environ | {"PYTHONPATH": str(ROOT / "src")}
+        script = [sys.executable, str(ROOT / "stages/overview.py")]
+        return subprocess.run(script, cwd=root, env=environment, capture_output=True, text=True, check=False)
+
+    def test_the_overview_has_every_arm_as_its_own_study_says(self, lab):
+        assert (self.run(lab, "core").returncode, self.run(lab, "long").returncode) == (0, 0)
+        result = self.overview(lab)
+        assert result.returncode == 0, result.stderr
+        rows = pd.read_csv(lab / "plots/study/overview.csv")
+        assert rows["study"].tolist() == ["core"] * 3 + ["long"] * 2
+        assert rows["hack_rate"].tolist() == [0.6, 0.1, 0.5, 0.6, 0.1]
+        text = (lab / "plots/study/overview.md").read_text()
+        assert "| core | projected | 10.0 ± 0.0 | 10.0 ± 0.0 | 20.0 ± 0.0 | 100.0 ± 0.0 | +50.0 (" in text
+        assert "- `long`: seeds [4, 5]" in text
+
+    def test_an_overview_without_a_study_is_refused(self, lab):
+        assert self.run(lab, "core").returncode == 0
+        result = self.overview(lab)
+        assert result.returncode == 1
+        assert "metrics/study/long.json: 'no such file'" in result.stderr
+        assert not (lab / "plots/study/overview.md").exists()
 
     def test_a_missing_arm_is_refused_and_nothing_written(self, lab):
         (lab / "data/study/long/graded/projected/samples.parquet").unlink()

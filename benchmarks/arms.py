@@ -1,0 +1,98 @@
+"""What each arm costs beyond vanilla: ten training steps with one refresh, after a first step that is not counted.
+
+Every arm trains in a process of its own, of one thread, on the data of the default pipeline (`make repro` first), with
+the scale's own recipe. CPU seconds are those of the training process: grading runs in other processes and is the same
+for every arm, and seconds by the clock hang on what else the machine does. Controls cost what their arms do. Vanilla is
+measured first and last: the difference of the two is the noise.
+
+The last line is JSON: arm -> [CPU seconds of a step / vanilla's, peak memory / vanilla's].
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import resource
+import runpy
+import tempfile
+import time
+from collections.abc import Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from projected_grpo.parallel import single_threaded_context
+from projected_grpo.settings.arms import ArmSettings
+from projected_grpo.settings.loader import Params, parse, read_params
+from projected_grpo.settings.studies import paths_of
+from projected_grpo.storage import SCRATCH_VARIABLE
+from projected_grpo.training.spec import RunSpec
+
+ARMS = (
+    "vanilla", "rl_baseline", "projected", "projected_static", "projected_both", "projected_update", "guarded",
+    "routed", "routed_span", "rollout_routed", "absorbed", "trusted", "advantage", "advantage_additive",
+    "gradient_advantage", "gradient_advantage_discriminant", "suppressed", "penalty_truth", "penalty_probe",
+    "penalty_flags", "screening_probe", "screening_flags", "inoculated",
+)  # fmt: skip
+STEPS = 10
+
+
+def run_spec(params: Params, arm: str) -> RunSpec:
+    """The arm as its stage trains it, cut short."""
+    build = runpy.run_path("stages/grpo.py")["spec"]
+    spec: RunSpec = build(params, arm, parse(params, f"arms.{arm}", ArmSettings), 1, paths_of(params, None))
+    grpo = spec.grpo.model_copy(update={"steps": 1 + STEPS, "save_every": STEPS})
+    return dataclasses.replace(spec, grpo=grpo)
+
+
+def train(arm: str, results: Connection) -> None:
+    """Body of one process: CPU seconds of a step, and peak memory in MB."""
+    import torch
+
+    from projected_grpo.training.run import train_run
+
+    torch.set_num_threads(1)
+    clock: dict[int, float] = {}
+
+    def on_step(step: int, figures: dict[str, float]) -> None:
+        del figures
+        clock[step] = time.process_time()
+
+    with tempfile.TemporaryDirectory() as scratch:
+        os.environ[SCRATCH_VARIABLE] = scratch
+        train_run(run_spec(read_params(), arm), on_step)
+    steps = sorted(clock)
+    memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    results.send(((clock[steps[-1]] - clock[steps[0]]) / (len(steps) - 1), memory))
+
+
+def measure(arm: str) -> tuple[float, float]:
+    """`train` in a process that has trained nothing before."""
+    context: Any = single_threaded_context("projected_grpo.training.run")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=train, args=(arm, sender))
+    process.start()
+    sender.close()
+    found: tuple[float, float] = receiver.recv()
+    process.join()
+    return found
+
+
+def main(arms: Sequence[str]) -> None:
+    print(f"{'arm':34} {'CPU s a step':>12} {'/ vanilla':>9} {'peak MB':>8} {'/ vanilla':>9}")
+    first: tuple[float, float] | None = None
+    ratios: dict[str, list[float]] = {}
+    for place, arm in enumerate([*arms, arms[0]]):
+        seconds, memory = measure(arm)
+        first = first or (seconds, memory)
+        name = f"{arm}, again" if place == len(arms) else arm
+        ratios[name] = [round(seconds / first[0], 3), round(memory / first[1], 3)]
+        print(f"{name:34} {seconds:12.3f} {ratios[name][0]:9.2f} {memory:8.0f} {ratios[name][1]:9.2f}", flush=True)
+    print(json.dumps(ratios))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("arms", nargs="*", default=ARMS, help="the first is what the others are set against")
+    main(parser.parse_args().arms)

@@ -1,0 +1,80 @@
+"""Every arm of every study in one table, from the studies' own metrics (`metrics/study/<study>.json`).
+
+Nothing is computed anew: a row is what the study's table says. Studies differ in steps, seeds, base and loopholes, so
+an arm is beside the first arm of its own study and no other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+
+from projected_grpo.report.cells import markdown_table, p_value
+
+Row = Mapping[str, Any]  # of one arm, as `evaluation.study.StudyArm.row` wrote it, and its loopholes
+HEADER = (
+    "study", "arm", "hack %", "attempt %", "pass %", "format %", "drop pp", "p (Holm)", "hacks outnumber correct",
+    "half are hacks", "relapse pp", "seeds", "n",
+)  # fmt: skip
+
+
+def table(studies: Mapping[str, Mapping[str, Row]]) -> pd.DataFrame:
+    """`plots/study/overview.csv`: study -> arm -> row, one line each; the loopholes are in the studies' own tables."""
+    return pd.DataFrame(
+        [
+            {"study": study, "arm": arm, **{key: value for key, value in row.items() if key != "loopholes"}}
+            for study, arms in studies.items()
+            for arm, row in arms.items()
+        ]
+    )
+
+
+def markdown(studies: Mapping[str, Mapping[str, Row]], settings: Mapping[str, str]) -> str:
+    """`plots/study/overview.md`. settings: study -> what it changes of the scale, in words."""
+    cells: list[Sequence[str]] = []
+    for study, arms in studies.items():
+        reference = next(iter(arms))
+        cells += [_cells(study, arm, row, reference) for arm, row in arms.items()]
+    lines = ["# Every arm of every study", "", *markdown_table(HEADER, cells), ""]
+    lines += [f"- `{study}`: {changed}" for study, changed in settings.items()]
+    lines += [
+        "",
+        "Held-out problems with held-out tokens; mean over seeds ± SEM over seeds, of drops the interval. Drop: points",
+        "of hack rate below the first arm of the same study; p of no drop, adjusted by Holm over its arms.",
+        "Times: steps trained before it, and in how many seeds it came. Relapse: hack rate of the last steps above the",
+        "lowest, training rollouts. Intervals of all rates are in `overview.csv`, rates by loophole in each study's own",
+        "table. The weak detector has a table of its own, `folds.md`.",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _cells(study: str, arm: str, row: Row, reference: str) -> tuple[str, ...]:
+    drop = p = ""
+    if arm != reference and row["seeds"] > 1:
+        drop = f"{row['drop_pp']:+.1f} ({row['drop_ci_low']:.1f} to {row['drop_ci_high']:.1f})"
+        p = p_value(row["drop_p_holm"])
+    times = (
+        f"{row[f'{kind}_step']:.1f} ({row[f'{kind}_seeds']} of {row['seeds']})"
+        for kind in ("hacks_lead", "half_hacked")
+    )
+    return (
+        study,
+        arm,
+        *(
+            _percent(row[f"{name}_rate"], row[f"{name}_rate_sem"], row)
+            for name in ("hack", "attempt", "pass", "format")
+        ),
+        drop,
+        p,
+        *times,
+        _percent(row["relapse"], row["relapse_sem"], row),
+        str(row["seeds"]),
+        str(row["samples"]),
+    )
+
+
+def _percent(value: float, error: float, row: Row) -> str:
+    return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if row["seeds"] > 1 else "")
