@@ -142,7 +142,10 @@ function curvesSection(data, visible, hidden) {
 function planeSection(data) {
   return section('plane', { nav: 'Trade-off', full: 'Hacking against solving' },
     'Top left is best. Large dot: mean over seeds with SEM; ring: one seed. Dotted: the Pareto front, arms that no other trained arm beats in both rates.',
-    figure((width) => planeChart(width, { arms: data.arms, limits: data.limits })));
+    figure((width) => planeChart(width, { arms: data.arms, limits: data.limits })),
+    el('p', { class: 'note' }, 'What the dose changes, how many axes are erased and how much along them, is a study of its own: ',
+      el('a', { href: 'study/doses_plane.svg' }, 'picture'), ', ', el('a', { href: 'study/doses.md' }, 'table'),
+      ' (links to files beside this page in the repository).'));
 }
 
 function typesSection(data) {
