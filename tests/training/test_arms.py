@@ -50,6 +50,7 @@ FAMILIES: dict[str, Family] = {
     "measure": Family({}),
     "erase": Family(hack(), {"direction": "hack", "axes": {"overshoot": 0.0}}),
     "guarded": Family(hack(threshold=-1.0), hack(enabled=False)),
+    "ended": Family(hack(after=1), hack(after=0)),
     "routed": Family(hack(capacity="span"), hack(enabled=False)),
     "advantage": Family(hack(), hack(alpha=0.0)),
     "gradient_advantage": Family(hack(), hack(alpha=0.0)),
@@ -104,7 +105,6 @@ def test_an_arm_of_every_family_runs_and_writes_the_same_columns(
     assert not (acts and same)
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if family.off))
 def test_an_arm_switched_off_is_the_plain_run_bit_for_bit(
     lab: Lab, scratch: Path, plain: dict[str, Path], name: str
