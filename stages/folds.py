@@ -21,10 +21,9 @@ from projected_grpo.report.tables import claim_sentence
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.extract import ExtractSettings
-from projected_grpo.settings.hypotheses import read_hypotheses
+from projected_grpo.settings.hypotheses import HYPOTHESES, Hypotheses, read_hypotheses
 from projected_grpo.settings.loader import CHANGEABLE, Params, parse, read_params, section
 from projected_grpo.settings.problems import ProblemsSettings
-from projected_grpo.settings.seeds import Seeds
 from projected_grpo.settings.studies import StudySettings, paths_of
 from projected_grpo.storage import write_bytes, write_json, write_text
 
@@ -59,13 +58,26 @@ def fold_samples(params: Params, fold: Fold) -> dict[str, pd.DataFrame]:
     return samples
 
 
-def judged(measured: Sequence[tuple[Fold, Mapping[str, pd.DataFrame]]], confidence: float) -> list[Judgement]:
-    """The claims of hypotheses.yaml on the folds of each kind of bodies."""
+def judged(
+    plan: Hypotheses, measured: Sequence[tuple[Fold, Mapping[str, pd.DataFrame]]], confidence: float
+) -> list[Judgement]:
+    """The claims on folds, each judged on all folds with its bodies.
+
+    Raises:
+        LabError: a claim is about bodies that no fold has, or about an arm that not every such fold has.
+    """
     found = []
-    for bodies in dict.fromkeys(fold.bodies for fold, _ in measured):
-        evidence = pooled([(fold, samples) for fold, samples in measured if fold.bodies == bodies], confidence)
-        claims = read_hypotheses().of(folds=bodies)
-        found += [judge(name, claim, evidence) for name, claim in claims.items()]
+    for name, claim in plan.claims.items():
+        if claim.folds is None:
+            continue
+        chosen = [(fold, samples) for fold, samples in measured if fold.bodies == claim.folds]
+        missing = [arm for arm in claim.arms if any(arm not in samples for _, samples in chosen)]
+        if missing or not chosen:
+            setting = f"{HYPOTHESES}: claims.{name}"
+            value = f"arm {missing[0]}" if missing else f"folds: {claim.folds}"
+            rule = "must be in every fold with these bodies" if missing else "must be the bodies of some fold"
+            raise LabError(setting=setting, value=value, rule=rule, fix="change the claim, or the studies it is about")
+        found.append(judge(name, claim, pooled(chosen, confidence)))
     return found
 
 
@@ -93,14 +105,17 @@ def main() -> None:
     links = controls_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in params["arms"]})
     measured = [(fold, fold_samples(params, fold)) for fold in folds(params)]
     found = [row for fold, samples in measured for row in fold_arms(fold, samples, links, confidence)]
-    claims = judged(measured, confidence)
-    seeds = section(params, "seeds", Seeds).root
-    frozen = registration(departures(read_hypotheses(), params, seeds)).sentence()
+    plan = read_hypotheses()
+    claims = judged(plan, measured, confidence)
+    seeds = sorted(
+        {int(seed) for _, samples in measured for rows in samples.values() for seed in rows["seed"].unique()}
+    )
+    held = registration(departures(plan, params, seeds))
     drawn = {"png": report.figure(found, "png"), "svg": report.figure(found, "svg")}
 
-    write_json("metrics/study/folds.json", report.metrics(found, claims))
+    write_json("metrics/study/folds.json", report.metrics(found, claims, held))
     write_text(PLOTS / "folds.csv", report.table(found).to_csv(index=False, lineterminator="\n"))
-    write_text(PLOTS / "folds.md", report.markdown(found, confidence, claims, frozen))
+    write_text(PLOTS / "folds.md", report.markdown(found, confidence, claims, held))
     for kind, content in drawn.items():
         write_bytes(PLOTS / f"folds.{kind}", content)
     print(f"weak detector: {len({row.fold for row in found})} folds; the table is in {PLOTS}/folds.md")

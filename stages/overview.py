@@ -41,6 +41,7 @@ def changed(block: Mapping[str, Any]) -> str:
 
 
 def main() -> None:
+    # A study that starts from another is a fold, and has no table of its own.
     studies = {name: block for name, block in read_params()["studies"].items() if "of" not in block}
     found = {name: rows_of(name, block) for name, block in studies.items()}
     write_text(PLOTS / "overview.csv", report.table(found).to_csv(index=False, lineterminator="\n"))

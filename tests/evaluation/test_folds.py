@@ -12,6 +12,7 @@ import pytest
 from projected_grpo.errors import LabError
 from projected_grpo.evaluation.folds import Fold, fold_arms, fold_of, means, pooled
 from projected_grpo.evaluation.hypothesis import judge
+from projected_grpo.evaluation.registration import Registration
 from projected_grpo.report import folds as report
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.hypotheses import HypothesisSettings
@@ -101,19 +102,48 @@ def test_means_are_over_folds_with_the_same_bodies(samples):
     assert "| sentinel | lazy | projected | 20.0 ± 0.0 (" in text
 
 
+def other_fold(samples, **hacked):
+    """The same problems, of other models: of the 10 with run_tests each arm hacks as many."""
+    found = {}
+    for name, rows in samples.items():
+        number = rows["problem_id"].str[1:].astype(int)
+        own = (number % 2 == 0) & (number // 2 < hacked[name])
+        found[name] = rows.assign(hacked=own, correct=False)
+    return found
+
+
 def test_a_claim_is_judged_on_the_unseen_completions_of_all_folds_together(samples):
-    """Sentinel's hacks of 10: 8, 2, 6 and 4; in the second fold run_tests is unseen: 5, 0, 4 and 1 of 10."""
-    folds = [(FOLD, samples), (Fold("other", ("run_tests",), "lazy"), samples)]
+    """Sentinel's hacks of 10, by the first fold's models: 8, 2, 6, 4; of run_tests, by the second's: 6, 1, 0, 5."""
+    other = other_fold(samples, vanilla=6, projected=1, random=0, placebo=5)
+    folds = [(FOLD, samples), (Fold("other", ("run_tests",), "lazy"), other)]
     evidence = pooled(folds, 0.95)
     rates = {arm: result.rates.hack_rate for arm, result in evidence.arms.items()}
-    assert rates == pytest.approx({"vanilla": 0.65, "projected": 0.1, "random": 0.5, "placebo": 0.25})
+    assert rates == pytest.approx({"vanilla": 0.7, "projected": 0.15, "random": 0.3, "placebo": 0.45})
     assert evidence.arms["vanilla"].rates.samples == 40
     found = judge("H5", CLAIM, evidence)
-    assert (found.effect.estimate, found.control_name, found.excess.estimate) == pytest.approx((55.0, "placebo", 15.0))
-    text = report.markdown(fold_arms(FOLD, samples, LINKS, 0.95), 0.95, [found], "As frozen.")
+    assert (found.effect.estimate, found.control_name, found.excess.estimate) == pytest.approx((55.0, "random", 15.0))
+    held = Registration("a" * 64, "b" * 64, "c" * 40, (), ())
+    text = report.markdown(fold_arms(FOLD, samples, LINKS, 0.95), 0.95, [found], held)
     assert "H5 " in text
-    assert "As frozen." in text
-    assert report.metrics([], [found])["h5"]["effect"] == 55.0
+    assert held.sentence() in text
+    written = report.metrics([], [found], held)
+    assert (written["h5"]["drop_pp"], written["h5"]["excess_pp"]) == (55.0, 15.0)
+    assert written["registration"]["as_frozen"] is True
+
+
+def test_folds_with_other_seeds_are_not_taken_together(samples):
+    one = {name: rows[rows["seed"] == 1] for name, rows in samples.items()}
+    with pytest.raises(LabError, match="same seeds"):
+        pooled([(FOLD, samples), (Fold("other", ("run_tests",), "lazy"), one)], 0.95)
+
+
+def test_a_problem_with_another_loophole_in_another_fold_is_refused(samples):
+    swapped = {
+        name: rows.assign(loophole=rows["loophole"].map({"run_tests": "sentinel", "sentinel": "run_tests"}))
+        for name, rows in samples.items()
+    }
+    with pytest.raises(LabError, match="one loophole in all folds"):
+        pooled([(FOLD, samples), (Fold("other", ("run_tests",), "lazy"), swapped)], 0.95)
 
 
 def test_only_arms_of_every_fold_are_taken_together(samples):
@@ -135,7 +165,9 @@ def test_one_seed_has_rates_and_no_differences(samples):
     assert report.figure(found)[:4] == b"\x89PNG"
 
 
-def test_the_stage_writes_all_it_declares(samples, tmp_path, monkeypatch):
+@pytest.fixture
+def stage(samples, tmp_path, monkeypatch):
+    """Run the stage in a folder of its own, with this claim on the folds."""
     params = json.loads(json.dumps(read_params(ROOT / "params.yaml")))
     block = {"arms": ["vanilla", "projected", "random"], "problems": {"loopholes": ["run_tests", "sentinel"]}}
     params["studies"] = {
@@ -144,17 +176,40 @@ def test_the_stage_writes_all_it_declares(samples, tmp_path, monkeypatch):
     }
     (tmp_path / "params.yaml").write_text(json.dumps(params))
     plan = json.loads(json.dumps(read_params(ROOT / "hypotheses.yaml")))
-    plan["claims"] = {"H1": plan["claims"]["H1"], "H5": CLAIM.model_dump(mode="json") | {"controls": ["random"]}}
-    (tmp_path / "hypotheses.yaml").write_text(json.dumps(plan))
     for arm in block["arms"]:
         folder = tmp_path / "data/study/secret/graded" / arm
         folder.mkdir(parents=True)
         samples[arm].to_parquet(folder / "samples.parquet")
     monkeypatch.chdir(tmp_path)
-    runpy.run_path(str(ROOT / "stages/folds.py"))["main"]()
+
+    def run(**changes: object) -> None:
+        claim = CLAIM.model_dump(mode="json") | {"controls": ["random"]} | changes
+        plan["claims"] = {"H1": plan["claims"]["H1"], "H5": claim}
+        (tmp_path / "hypotheses.yaml").write_text(json.dumps(plan))
+        runpy.run_path(str(ROOT / "stages/folds.py"))["main"]()
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"folds": "matched"}, "must be the bodies of some fold"),
+        ({"controls": ["guarded_permuted"]}, "must be in every fold with these bodies"),
+    ],
+)
+def test_a_claim_that_no_fold_can_answer_is_refused(stage, tmp_path, change, said):
+    with pytest.raises(LabError, match=said):
+        stage(**change)
+    assert not (tmp_path / "plots").exists()
+
+
+def test_the_stage_writes_all_it_declares(stage, tmp_path):
+    stage()
     found = json.loads((tmp_path / "metrics/study/folds.json").read_text())
-    assert list(found) == ["secret", "h5"]
-    assert (found["h5"]["effect"], found["h5"]["verdict"]) == (60.0, "supported")
+    assert list(found) == ["secret", "h5", "registration"]
+    assert (found["h5"]["drop_pp"], found["h5"]["verdict"]) == (60.0, "supported")
+    assert found["registration"]["frozen_at"] == "never"
     assert "H5 supported: " in (tmp_path / "plots/study/folds.md").read_text()
     assert found["secret"]["projected"]["unseen_hack_rate"] == 0.2
     table = pd.read_csv(tmp_path / "plots/study/folds.csv")

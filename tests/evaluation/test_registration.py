@@ -140,6 +140,7 @@ def test_a_run_with_other_seeds_or_arms_departs_from_the_plan(checkout, plan, co
 def test_a_run_under_other_settings_departs_from_the_plan(checkout, plan, comparison):
     freeze(checkout)
     changes = {"scales.micro.grpo.steps": 20, "scales.micro.direction.k": 4, "scale": "smoke"}
+    changes |= {"studies.four_loopholes.grpo": {"steps": 9}}  # of the folds: no departure of the comparison
     found = held(plan, comparison, SEEDS, checkout, **changes, **{"arms.random": {"intervention": "measure"}})
     assert not found.as_frozen
     assert found.departures == (
@@ -153,7 +154,23 @@ def test_a_run_under_other_settings_departs_from_the_plan(checkout, plan, compar
 def test_a_setting_that_is_gone_is_a_departure(plan):
     found = departures(plan, {"comparison": {"confidence": 0.95}}, SEEDS)
     assert found[0] == "scale (not set) instead of micro"
-    assert len(found) == len(plan.analysis.settings)
+    unset = [value for value in plan.analysis.folds.values() if value is None]
+    assert len(found) == len(plan.analysis.settings) + len(plan.analysis.folds) - len(unset)
+
+
+def test_a_change_of_the_folds_is_one_of_the_claims_on_them(plan):
+    params = json.loads(json.dumps(read_params(ROOT / "params.yaml")))
+    assert departures(plan, params, SEEDS) == []
+    params["studies"]["four_loopholes"]["direction"] = {"k": 2}
+    params["studies"]["four_loopholes"]["grpo"]["learning_rate"] = 1e-3
+    del params["studies"]["lazy_sentinel"]
+    found = departures(plan, params, (7, 8, 9))
+    assert [line.split(" ")[0] for line in found] == [
+        "seeds",
+        "studies.four_loopholes.grpo",
+        "studies.four_loopholes.direction",
+        "studies.lazy_sentinel.extract",
+    ]
 
 
 def test_the_order_of_seeds_and_controls_is_no_departure(checkout, plan, comparison):

@@ -91,6 +91,12 @@ def test_lists_exactly_the_settings_it_reads(stage):
     assert ("scale" in params) == bool(read), "a section is found by the name of the scale"
 
 
+def test_the_comparison_waits_for_every_registered_setting():
+    listed = parameters(COLLECTED["compare"])
+    for name in PLAN.analysis.settings:
+        assert any(name == known or name.startswith(f"{known}.") for known in listed), name
+
+
 def sections_read(command: str) -> tuple[set[str], dict | None]:
     """Sections that a stage's script takes from the active scale, and its arm's settings, if it has one."""
     [script] = re.findall(r"stages/\w+\.py", command)

@@ -16,7 +16,7 @@ from projected_grpo.errors import LabError
 from projected_grpo.evaluation.comparison import one_rate
 from projected_grpo.evaluation.hypothesis import Evidence
 from projected_grpo.evaluation.metrics import COLUMNS, DIGITS, Tally, measure, sem, tally
-from projected_grpo.evaluation.statistics import PairedDifference, Rate, paired_difference
+from projected_grpo.evaluation.statistics import PairedDifference, Rate, check_seeds, paired_difference
 from projected_grpo.problems.loopholes import NONE
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.problems import ProblemsSettings
@@ -111,12 +111,13 @@ def fold_arms(
 def pooled(folds: Sequence[tuple[Fold, Mapping[str, pd.DataFrame]]], confidence: float) -> Evidence:
     """The arms that every fold has, each measured on the unseen loopholes' completions of all folds together.
 
-    A problem has one loophole, so it is asked here of the models of the fold that does not know this loophole, and of
-    no others: cells of seeds and problems as in any comparison. A seed stands for the models of all folds trained
-    with it.
+    Each held-out problem counts once, with the models whose V does not know its loophole: cells of seeds and problems
+    as in any comparison. A seed stands for the models of all folds trained with it. Intervals are for new seeds and
+    problems of these loopholes, not for other loopholes.
 
     Raises:
-        LabError: a loophole is unseen in two folds, whose completions would be counted twice, or arms differ in seeds.
+        LabError: a loophole is unseen in two folds, whose completions would be counted twice; folds differ in seeds, or
+            share a problem.
     """
     names = [name for fold, _ in folds for name in fold.unseen]
     if twice := sorted({name for name in names if names.count(name) > 1}):
@@ -126,7 +127,21 @@ def pooled(folds: Sequence[tuple[Fold, Mapping[str, pd.DataFrame]]], confidence:
     parts = {
         arm: [samples[arm][samples[arm]["loophole"].isin(fold.unseen)] for fold, samples in folds] for arm in shared
     }
+    for arm, rows in parts.items():
+        _check_parts(arm, [fold for fold, _ in folds], rows)
     return Evidence({arm: measure(pd.concat(rows)[[*COLUMNS]], arm) for arm, rows in parts.items()}, {}, confidence)
+
+
+def _check_parts(arm: str, folds: Sequence[Fold], parts: Sequence[pd.DataFrame]) -> None:
+    """Cells of seeds and problems are whole only if every fold has the same seeds, and no two folds a problem."""
+    known: set[str] = set()
+    for fold, rows in zip(folds, parts, strict=True):
+        check_seeds(folds[0].study, sorted(parts[0]["seed"].unique()), fold.study, sorted(rows["seed"].unique()))
+        problems = set(rows["problem_id"])
+        if both := sorted(known & problems):
+            rule, fix = "must have one loophole in all folds that are taken together", "use the same problems"
+            raise LabError(setting=f"problem of {arm!r} in {fold.study}", value=both[0], rule=rule, fix=fix)
+        known |= problems
 
 
 def means(arms: Sequence[FoldArm]) -> dict[tuple[str, str], dict[str, float]]:

@@ -1,4 +1,5 @@
-"""Was the analysis fixed before the numbers? What `projected-grpo freeze` writes, and `compare` holds a run against.
+"""Was the analysis fixed before the numbers? What `projected-grpo freeze` writes, and `compare` and the study stage
+`folds` hold a run against.
 
 hypotheses.lock holds two hashes, of hypotheses.yaml and of the code that turns graded samples into verdicts, and
 the Git revision in which both can be read. It is committed; its own history tells when and how often it was
@@ -111,8 +112,8 @@ def registration(departures: Sequence[str], root: Path = Path()) -> Registration
 def departures(
     hypotheses: Hypotheses, params: Params, seeds: Sequence[int], comparison: ComparisonSettings | None = None
 ) -> list[str]:
-    """Where a run's settings are not those of hypotheses.yaml, in words. comparison: the arms of H1; None: a judgement
-    of other claims, whose arms are the registered ones."""
+    """Where a run's settings are not those of hypotheses.yaml, in words. comparison: the arms of H1; None: the claims
+    on folds, whose arms are the registered ones."""
     primary, analysis = hypotheses.primary, hypotheses.analysis
     registered: dict[str, tuple[object, object]] = {}
     if comparison is not None:
@@ -125,7 +126,10 @@ def departures(
         "confidence": (_setting(params, "comparison.confidence"), analysis.confidence),
         "seeds": (_listed(sorted(seeds)), _listed(sorted(analysis.seeds))),
     }
-    registered |= {name: (_setting(params, name), wanted) for name, wanted in analysis.settings.items()}
+    settings = analysis.settings if comparison is not None else {**analysis.settings, **analysis.folds}
+    registered |= {
+        name: (_setting(params, name), ABSENT if wanted is None else wanted) for name, wanted in settings.items()
+    }
     return [f"{name} {ran} instead of {wanted}" for name, (ran, wanted) in registered.items() if ran != wanted]
 
 

@@ -33,11 +33,14 @@ class Options(Section):
     """family that acts before the end"""
 
     after: Annotated[int, Field(ge=0)]
-    """optimizer steps that it acts on; 0: it never acts"""
+    """steps with the defence, the first ones; 0: none"""
 
 
 class Ended(Intervention):
-    """Hands every hook of the trained policy's gradient to `defence` before step `after`, and none from then on."""
+    """Before step `after` the hooks below go to `defence`, from then on to no defence.
+
+    Hooks of prompts, rollouts, rewards, advantages and deployment are not passed on: the defences allowed have none.
+    """
 
     def __init__(self, defence: Intervention, after: int) -> None:
         self.defence = defence
@@ -86,7 +89,8 @@ def check(options: Options, arm: ArmSettings, direction: DirectionSettings | Non
     """
     defence = registry.family(options.defence)
     reads = getattr(defence, "READS_AXES", arm.axes)
-    rule, fix = f"`{options.defence}` does not read it; it would be ignored", "remove it"
+    rule = f"`{options.defence}` does not read it; it would be ignored"
+    fix = f"remove it; read are {', '.join(sorted(reads))}"
     faults = [
         LabError(setting=f"axes.{key}", value=value, rule=rule, fix=fix)
         for key, value in arm.axes.items()

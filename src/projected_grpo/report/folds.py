@@ -13,6 +13,7 @@ from matplotlib.ticker import PercentFormatter
 
 from projected_grpo.evaluation.folds import FoldArm, means
 from projected_grpo.evaluation.hypothesis import Judgement
+from projected_grpo.evaluation.registration import Registration
 from projected_grpo.evaluation.statistics import PairedDifference
 from projected_grpo.report import style
 from projected_grpo.report.cells import markdown_table
@@ -29,12 +30,15 @@ MARKS = "oDs^vPX"
 ROW, ARM_GAP = 0.62, 0.17  # inches of a fold, and of its arms beneath each other as a share of that
 
 
-def metrics(rows: Sequence[FoldArm], claims: Sequence[Judgement] = ()) -> dict[str, dict[str, object]]:
-    """`metrics/study/folds.json`: `<study>.<arm>.<key>`, and `<claim>.<key>`."""
+def metrics(
+    rows: Sequence[FoldArm], claims: Sequence[Judgement] = (), held: Registration | None = None
+) -> dict[str, dict[str, object]]:
+    """`metrics/study/folds.json`: `<study>.<arm>.<key>`, `<claim>.<key>`, and `registration`, if it is known."""
     found: dict[str, dict[str, object]] = {}
     for row in rows:
         found.setdefault(row.fold.study, {})[row.arm] = row.row()
-    return found | {claim.name.lower(): {**claim.row()} for claim in claims}
+    found |= {claim.name.lower(): {**claim.headline()} for claim in claims}
+    return found | ({"registration": {**held.row()}} if held else {})
 
 
 def table(rows: Sequence[FoldArm]) -> pd.DataFrame:
@@ -54,10 +58,15 @@ def table(rows: Sequence[FoldArm]) -> pd.DataFrame:
     )
 
 
-def markdown(rows: Sequence[FoldArm], confidence: float, claims: Sequence[Judgement] = (), frozen: str = "") -> str:
+def markdown(
+    rows: Sequence[FoldArm],
+    confidence: float,
+    claims: Sequence[Judgement] = (),
+    held: Registration | None = None,
+) -> str:
     """`plots/study/folds.md`: the claims, the mean over folds, every fold, and how to read them.
 
-    frozen: how the analysis stands to what was frozen, in words.
+    held: how the analysis stands to what was frozen, if that is known.
     """
     averaged = [
         (bodies, arm, *(f"{100 * found[name]:.1f}" for name in ("unseen_hack", "unseen_pass", "known_hack")))
@@ -65,8 +74,9 @@ def markdown(rows: Sequence[FoldArm], confidence: float, claims: Sequence[Judgem
     ]
     lines = ["# The weak detector", ""]
     for claim in claims:
-        lines += [f"**{claim_sentence(claim, confidence)}**", "", *reason_lines(claim), ""]
-    lines += [frozen, ""] if claims else []
+        lines += [f"**{claim_sentence(claim, confidence)}**", "", f"{claim.name}: {claim.statement}.", ""]
+        lines += [*reason_lines(claim), ""]
+    lines += [held.sentence(), ""] if held else []
     lines += ["Mean over folds, each counting the same:", ""]
     lines += [*markdown_table(MEANS_HEADER, averaged), "", "Every fold:", ""]
     lines += [*markdown_table(HEADER, [_cells(row) for row in rows]), ""]

@@ -41,11 +41,12 @@ def markdown(studies: Mapping[str, Mapping[str, Row]], settings: Mapping[str, st
     lines += [f"- `{study}`: {changed}" for study, changed in settings.items()]
     lines += [
         "",
-        "Held-out problems with held-out tokens; mean over seeds ± SEM over seeds, of drops the interval. Drop: points",
-        "of hack rate below the first arm of the same study; p of no drop, adjusted by Holm over its arms. Times: steps",
-        "trained before it, and in how many seeds it came. Relapse: hack rate of the last steps above the lowest,",
-        "training rollouts. Intervals of all rates are in `overview.csv`, rates by loophole in the studies' own tables.",
-        "The weak detector has a table of its own, `folds.md`.",
+        "Held-out problems with held-out tokens; mean over seeds ± SEM over seeds, of drops the interval. Drop:",
+        "points of hack rate below the first arm of the same study; p of no drop, adjusted by Holm over its arms.",
+        "Times: steps before hacks outnumber correct answers, and before half are hacks; in brackets the seeds that",
+        "got there. Relapse: hack rate of the last steps above the lowest, training rollouts. Intervals of all rates",
+        "are in `overview.csv`, rates by loophole in the studies' own tables, the folds of the weak detector in",
+        "`folds.md`.",
         "",
     ]
     return "\n".join(lines)

@@ -35,7 +35,7 @@ HEADER = (
 )  # fmt: skip
 
 
-ENDED_HEADER = ("arm", "hack % before the end", "at the end of the run", "rise pp", "half are hacks again")
+ENDED_HEADER = ("arm", "hack % before the end", "at the end of the run", "rise pp", "half are hacks after it")
 AFTER_THE_END = (
     f"After the end: hack rate of the training rollouts, mean of the last {WINDOW} steps with the defence and of the\n"
     f"last {WINDOW} of the run; mean over seeds ± SEM over seeds."

@@ -43,7 +43,10 @@ class AnalysisSettings(Section):
     """probability with which the seeds that the power note asks for would show the effect"""
 
     settings: dict[str, Any]
-    """dotted names of params.yaml with the values under which the claims are judged; another value is a departure"""
+    """dotted names of params.yaml with the values under which all claims are judged; another value is a departure"""
+
+    folds: dict[str, Any]
+    """the same of what makes the folds, for the claims on them alone; null: must not be set"""
 
 
 class PassSettings(Section):
@@ -80,8 +83,9 @@ class HypothesisSettings(Section):
     statement: Name
     """the claim in words"""
 
-    written: Literal["before_data", "after_data"]
-    """whether the thresholds were set before any run could be seen"""
+    written: Literal["before_data", "before_treatment", "after_data"]
+    """whether the thresholds were set before any run could be seen, before any of the treatment (those of the reference
+    and of controls had been), or after"""
 
     folds: Bodies | None = None
     """null: judged by `compare` on the arms of the main pipeline; else by the study stage `folds` on the unseen
