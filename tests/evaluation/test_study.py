@@ -111,26 +111,31 @@ class TestRelapse:
 
 
 class TestAfterTheEnd:
-    CURVE = [0.2] * 3 + [0.1] * 7 + [0.3] * 5 + [0.6] * 5
+    CURVE: ClassVar = [0.2] * 3 + [0.1] * 7 + [0.3] * 5 + [0.6] * 5
+    FRESH: ClassVar = [0.05] * 5 + [0.25] * 5 + [0.9] * 10
 
     def row(self, graded, ends):
-        samples = {"a": graded("a", {1: 0.5, 2: 0.5}).assign(loophole="x")}
-        logs = pd.concat([training_log("a", 1, self.CURVE), training_log("a", 2, [0.1] * 20)])
-        return study_arms("core", samples, logs, 0.95, ends)[0]
+        samples = {arm: graded(arm, {1: 0.5, 2: 0.5}).assign(loophole="x") for arm in ("fresh", "a")}
+        logs = [training_log("a", 1, self.CURVE), training_log("a", 2, [0.1] * 20)]
+        logs += [training_log("fresh", seed, self.FRESH) for seed in (1, 2)]
+        return study_arms("core", samples, pd.concat(logs), 0.95, ends)[1]
 
-    def test_rates_before_and_after_and_whether_half_were_hacks_again(self, graded):
+    def test_rates_before_and_after_and_what_an_undefended_policy_learns_in_that_time(self, graded):
         row = self.row(graded, {"a": 10}).row()
         assert (row["end_before"], row["end_before_sem"]) == (0.1, 0.0)
         assert (row["end_after"], row["end_after_sem"]) == pytest.approx((0.35, 0.25))
+        assert row["end_fresh_rise"] == pytest.approx(0.2)
         assert row["end_half_seeds"] == 1
 
     def test_it_stands_in_the_table(self, graded):
         text = markdown([self.row(graded, {"a": 10})], 0.95)
-        assert "| a | 10.0 ± 0.0 | 35.0 ± 25.0 | +25.0 | in 1 of 2 seeds |" in text
+        assert "| a | 10.0 ± 0.0 | 35.0 ± 25.0 | +25.0 | +20.0 | in 1 of 2 seeds |" in text
         assert "After the end" not in markdown([self.row(graded, {})], 0.95)
 
-    def test_an_end_too_near_to_the_end_of_the_run_says_nothing(self, graded):
-        assert self.row(graded, {"a": 18}).ended == {}
+    @pytest.mark.parametrize("end", [4, 16])
+    def test_an_end_too_near_to_the_ends_of_the_run_is_refused(self, graded, end):
+        with pytest.raises(LabError, match="5 steps before and after"):
+            self.row(graded, {"a": end})
 
     def test_the_end_is_the_arms_own_setting(self):
         arms = {

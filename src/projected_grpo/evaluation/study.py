@@ -58,6 +58,15 @@ class LoopholeRates:
 
 
 @dataclass(frozen=True)
+class AfterEnd:
+    """One run after the end of its defence. fresh_rise: by how much the hack rate of the study's first arm rose from
+    its beginning over as many steps: what an undefended policy learns in that time anyway."""
+
+    rates: Relapse
+    fresh_rise: float
+
+
+@dataclass(frozen=True)
 class StudyArm:
     """One arm of one study.
 
@@ -71,7 +80,7 @@ class StudyArm:
     compared: ArmComparison
     relapse: Mapping[int, float]
     loopholes: Mapping[str, LoopholeRates]
-    ended: Mapping[int, Relapse] = field(default_factory=dict)
+    ended: Mapping[int, AfterEnd] = field(default_factory=dict)
 
     @property
     def shares(self) -> dict[str, Rate]:
@@ -101,10 +110,12 @@ class StudyArm:
         relapses = list(self.relapse.values())
         found |= {"relapse": fmean(relapses), "relapse_sem": sem(relapses)}
         if self.ended:
-            before, after = ([getattr(run, part) for run in self.ended.values()] for part in ("before", "after"))
+            runs = self.ended.values()
+            before, after = ([getattr(run.rates, part) for run in runs] for part in ("before", "after"))
             found |= {"end_before": fmean(before), "end_before_sem": sem(before)}
             found |= {"end_after": fmean(after), "end_after_sem": sem(after)}
-            found["end_half_seeds"] = sum(run.step is not None for run in self.ended.values())
+            found["end_fresh_rise"] = fmean(run.fresh_rise for run in runs)
+            found["end_half_seeds"] = sum(run.rates.step is not None for run in runs)
         return {key: round(found[key], DIGITS) for key in sorted(found)}
 
 
@@ -178,7 +189,7 @@ def study_arms(
                 compared=compared[arm],
                 relapse=relapses(steps, arm),
                 loopholes=loophole_rates(rows, arm, confidence),
-                ended=_after_the_end(steps, arm, (ends or {}).get(arm)),
+                ended=after_the_end(steps, arm, ends[arm], reference) if ends and arm in ends else {},
             )
         )
     return found
@@ -209,12 +220,32 @@ def ends_of(arms: Mapping[str, ArmSettings]) -> dict[str, int]:
     return {name: int(arm.options["after"]) for name, arm in arms.items() if arm.intervention == "ended"}
 
 
-def _after_the_end(steps: pd.DataFrame, arm: str, end: int | None) -> dict[int, Relapse]:
-    """Seed -> `onset.relapse` of the run; empty without an end, or with one too near to either end of the run."""
-    runs = {int(str(seed)): log.sort_values("step") for seed, log in steps[steps["arm"] == arm].groupby("seed")}
-    if end is None or any(not WINDOW <= end <= len(log) - WINDOW for log in runs.values()):
-        return {}
-    return {seed: relapse(log["hacked"].tolist(), end, WINDOW) for seed, log in runs.items()}
+def after_the_end(steps: pd.DataFrame, arm: str, end: int, reference: str) -> dict[int, AfterEnd]:
+    """Seed -> what came after the end of the arm's defence.
+
+    Raises:
+        LabError: the end lies within `WINDOW` steps of the run's own ends, or within as many of its last steps.
+    """
+    found = {}
+    for seed, curve in _curves(steps, arm).items():
+        left = len(curve) - end
+        if end < WINDOW or left < WINDOW:
+            raise LabError(
+                setting=f"arms.{arm}.options.after",
+                value=end,
+                rule=f"must leave {WINDOW} steps before and after the end; the run has {len(curve)}",
+                fix="train longer (grpo.steps), or end it elsewhere",
+            )
+        fresh = _curves(steps, reference)[seed]
+        rise = fmean(fresh[left - WINDOW : left]) - fmean(fresh[:WINDOW])
+        found[seed] = AfterEnd(relapse(curve, end, WINDOW), rise)
+    return found
+
+
+def _curves(steps: pd.DataFrame, arm: str) -> dict[int, list[float]]:
+    """Seed -> hack rate by step."""
+    runs = steps[steps["arm"] == arm].sort_values("step").groupby("seed")
+    return {int(str(seed)): log["hacked"].tolist() for seed, log in runs}
 
 
 def loophole_rates(samples: pd.DataFrame, arm: str, confidence: float) -> dict[str, LoopholeRates]:

@@ -35,10 +35,19 @@ HEADER = (
 )  # fmt: skip
 
 
-ENDED_HEADER = ("arm", "hack % before the end", "at the end of the run", "rise pp", "half are hacks after it")
+ENDED_HEADER = (
+    "arm",
+    "hack % before the end",
+    "at the end of the run",
+    "rise pp",
+    "undefended rise pp",
+    "half are hacks after it",
+)
 AFTER_THE_END = (
     f"After the end: hack rate of the training rollouts, mean of the last {WINDOW} steps with the defence and of the\n"
-    f"last {WINDOW} of the run; mean over seeds ± SEM over seeds."
+    f"last {WINDOW} of the run; mean over seeds ± SEM over seeds. Undefended rise: of the study's first arm from its\n"
+    "beginning over as many steps, which is what a policy that was never defended learns in that time. Half after\n"
+    "it: seeds in which a step after the end had at least half hacks."
 )
 
 
@@ -283,8 +292,9 @@ def _ended(row: StudyArm) -> tuple[str, ...]:
     cells = (
         f"{rates[part]:.1f}" + (f" ± {rates[f'{part}_sem']:.1f}" if several else "") for part in ("before", "after")
     )
+    fresh = f"{100 * found['end_fresh_rise']:+.1f}"
     seeds = f"in {found['end_half_seeds']} of {row.rates.seeds} seeds"
-    return row.arm, *cells, f"{rates['after'] - rates['before']:+.1f}", seeds
+    return row.arm, *cells, f"{rates['after'] - rates['before']:+.1f}", fresh, seeds
 
 
 def _share(share: Rate, spread: float, several: bool) -> str:
