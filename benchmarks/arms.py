@@ -1,11 +1,11 @@
-"""What each arm costs beyond vanilla: ten training steps with one refresh, after a first step that is not counted.
+"""What each arm costs beyond the first, vanilla: ten training steps with one refresh, after one that is not counted.
 
 Every arm trains in a process of its own, of one thread, on the data of the default pipeline (`make repro` first), with
 the scale's own recipe. CPU seconds are those of the training process: grading runs in other processes and is the same
-for every arm, and seconds by the clock hang on what else the machine does. Controls cost what their arms do. Vanilla is
-measured first and last: the difference of the two is the noise.
+for every arm, and seconds by the clock hang on what else the machine does. Controls cost what their arms do. The first
+arm is measured once more at the end: the difference of the two is the noise. All arms: 20 min of one core.
 
-The last line is JSON: arm -> [CPU seconds of a step / vanilla's, peak memory / vanilla's].
+The last line is JSON: arm -> [CPU seconds of a step / the first arm's, peak memory / the first arm's].
 """
 
 from __future__ import annotations
@@ -74,13 +74,16 @@ def measure(arm: str) -> tuple[float, float]:
     process = context.Process(target=train, args=(arm, sender))
     process.start()
     sender.close()
-    found: tuple[float, float] = receiver.recv()
+    try:
+        found: tuple[float, float] = receiver.recv()
+    except EOFError:
+        raise SystemExit(f"{arm} ended without a result: see above, and run `make repro` first") from None
     process.join()
     return found
 
 
 def main(arms: Sequence[str]) -> None:
-    print(f"{'arm':34} {'CPU s a step':>12} {'/ vanilla':>9} {'peak MB':>8} {'/ vanilla':>9}")
+    print(f"{'arm':34} {'CPU s a step':>12} {'/ first':>9} {'peak MB':>8} {'/ first':>9}")
     first: tuple[float, float] | None = None
     ratios: dict[str, list[float]] = {}
     for place, arm in enumerate([*arms, arms[0]]):
