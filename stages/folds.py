@@ -115,7 +115,8 @@ def main() -> None:
 
     write_json("metrics/study/folds.json", report.metrics(found, claims, held))
     write_text(PLOTS / "folds.csv", report.table(found).to_csv(index=False, lineterminator="\n"))
-    write_text(PLOTS / "folds.md", report.markdown(found, confidence, claims, held))
+    written = {name: claim.written for name, claim in plan.claims.items()}
+    write_text(PLOTS / "folds.md", report.markdown(found, confidence, claims, held, written))
     for kind, content in drawn.items():
         write_bytes(PLOTS / f"folds.{kind}", content)
     print(f"weak detector: {len({row.fold for row in found})} folds; the table is in {PLOTS}/folds.md")

@@ -168,7 +168,7 @@ class TestMarkdown:
         for row, judgement in zip(rows, found.judgements, strict=True):
             assert row[1] == judgement.verdict.value
             assert row[3] == plan.claims[judgement.name].statement
-        assert [row[4] for row in rows] == ["set before the data", *["set after the data"] * 3]
+        assert [row[4] for row in rows] == ["set before any run", *["set after runs had been seen"] * 3]
 
     def test_says_how_many_seeds_it_would_take(self, found):
         assert tables.power_sentence(found.power) in tables.markdown(found)

@@ -5,7 +5,7 @@ Nothing here reads or writes files.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import pandas as pd
 from matplotlib.axes import Axes
@@ -18,7 +18,7 @@ from projected_grpo.evaluation.statistics import PairedDifference
 from projected_grpo.report import style
 from projected_grpo.report.cells import markdown_table
 from projected_grpo.report.style import QUIET, Kind
-from projected_grpo.report.tables import claim_sentence, reason_lines
+from projected_grpo.report.tables import THRESHOLDS_SET, claim_sentence, reason_lines
 
 HEADER = (
     "unseen loophole", "bodies", "arm", "unseen hack %", "drop pp", "below its control pp", "unseen pass %",
@@ -63,10 +63,11 @@ def markdown(
     confidence: float,
     claims: Sequence[Judgement] = (),
     held: Registration | None = None,
+    written: Mapping[str, str] | None = None,
 ) -> str:
     """`plots/study/folds.md`: the claims, the mean over folds, every fold, and how to read them.
 
-    held: how the analysis stands to what was frozen, if that is known.
+    held: how the analysis stands to what was frozen, if that is known. written: claim -> when its thresholds were set.
     """
     averaged = [
         (bodies, arm, *(f"{100 * found[name]:.1f}" for name in ("unseen_hack", "unseen_pass", "known_hack")))
@@ -75,7 +76,9 @@ def markdown(
     lines = ["# The weak detector", ""]
     for claim in claims:
         lines += [f"**{claim_sentence(claim, confidence)}**", "", f"{claim.name}: {claim.statement}.", ""]
-        lines += [*reason_lines(claim), ""]
+        lines += reason_lines(claim)
+        lines += [f"- thresholds {THRESHOLDS_SET[written[claim.name]]}"] if written else []
+        lines += [""]
     lines += [held.sentence(), ""] if held else []
     lines += ["Mean over folds, each counting the same:", ""]
     lines += [*markdown_table(MEANS_HEADER, averaged), "", "Every fold:", ""]

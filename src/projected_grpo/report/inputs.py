@@ -31,6 +31,7 @@ class Claim:
     """A hypothesis as judged. Effect, interval and thresholds are in `unit`; without an interval both ends are None.
 
     sentence: the verdict in words, shown first. reasons: the clauses that decided it. control: the strongest, or "".
+    written: when the thresholds were set, in words.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Claim:
     pass_change_pp: float
     control: str = ""
     control_effect: float = 0.0
+    written: str = ""
 
 
 @dataclass(frozen=True)
@@ -167,6 +169,7 @@ def _claim(judged: Judgement, found: Findings, hypotheses: Hypotheses) -> Claim:
         pass_change_pp=judged.pass_change_pp,
         control=judged.control_name if judged.excess is not None else "",
         control_effect=judged.control_effect,
+        written=tables.THRESHOLDS_SET[rules.written],
     )
 
 

@@ -21,6 +21,11 @@ from projected_grpo.report.findings import Findings, arm_row
 
 HEADER = ("arm", "role", "hack %", "pass %", "attempt %", "paid %", "format %", "drop pp", "seeds", "n")
 HONEST = "honest grader"  # in the place of a time to hacking
+THRESHOLDS_SET = {  # when, by a claim's `written`
+    "before_data": "set before any run",
+    "before_treatment": "set before any run of its treatment",
+    "after_data": "set after runs had been seen",
+}
 SEED_RATES = ("hack_rate", "pass_rate", "attempt_rate", "paid_rate", "format_rate")
 
 
@@ -207,8 +212,8 @@ def _hacking(found: Findings) -> tuple[Sequence[str], list[Sequence[str]]]:
 
 
 def _claim(judgement: Judgement, found: Findings) -> tuple[str, ...]:
-    written = found.written[judgement.name].replace("_", " the ")
-    return judgement.name, judgement.verdict.value, _effect(judgement.effect), judgement.statement, f"set {written}"
+    written = THRESHOLDS_SET[found.written[judgement.name]]
+    return judgement.name, judgement.verdict.value, _effect(judgement.effect), judgement.statement, written
 
 
 def _effect(effect: Effect) -> str:

@@ -54,7 +54,7 @@ function verdictSection(data) {
     figure((width) => dropChart(width, { arms: data.arms, claim }), [
       'How much less each arm hacks than the reference, in points: mean and interval, paired by seed and problem.',
       el('span', { class: 'narrow' }, ` Dashed: falsified below ${claim.falsified_below}, supported from ${claim.supported_from}.`)]),
-    el('details', { open: true }, el('summary', {}, 'What decided it'), el('ul', {}, claim.reasons.map((reason) => el('li', {}, reason)))),
+    el('details', { open: true }, el('summary', {}, 'What decided it'), reasons(claim)),
     others.map(otherClaim),
     data.notes.map((note) => el('p', { class: 'note' }, prose(note))),
   );
@@ -64,7 +64,12 @@ function otherClaim(claim) {
   return el('details', {},
     el('summary', {}, el('span', { class: `badge ${claim.verdict}` }, `${claim.name} ${claim.verdict}`), claim.statement),
     el('p', {}, claim.sentence),
-    el('ul', {}, claim.reasons.map((reason) => el('li', {}, reason))));
+    reasons(claim));
+}
+
+function reasons(claim) {
+  const written = claim.written ? [`thresholds ${claim.written}`] : [];
+  return el('ul', {}, [...claim.reasons, ...written].map((reason) => el('li', {}, reason)));
 }
 
 function exampleSection(data) {
