@@ -192,7 +192,7 @@ def test_every_study_of_the_project_has_a_stage_that_shows_it():
     with Repo(str(root)) as repo:
         needs = {f"{STUDIES}{stage.name}": [] for stage in repo.stage.collect(str(root / "study/dvc.yaml"))}
     for study in read_params(root / "params.yaml")["studies"]:
-        wanted = "folds" if study.startswith("heldout_") else f"table@{study}"
+        wanted = "folds" if study.startswith(("heldout_", "lazy_")) else f"table@{study}"
         assert _table(study, needs) == f"{STUDIES}{wanted}"
 
 

@@ -5,7 +5,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from scratch_lab import change_params, copy_pipeline, record_as_done
+from scratch_lab import ROOT, change_params, copy_pipeline, record_as_done
+
+from projected_grpo.settings.hypotheses import read_hypotheses
 
 KEPT = (
     "src",
@@ -32,6 +34,7 @@ def main_pipeline_only(params: dict[str, Any]) -> None:
     """Without what the main pipeline does not read: DVC reads the file anew for every stage."""
     roles = params["comparison"]
     arms = {roles["treatment"], roles["reference"], roles["honest"], *roles["controls"]}
+    arms |= {arm for claim in read_hypotheses(ROOT / "hypotheses.yaml").claims.values() for arm in claim.arms}
     params["arms"] = {name: arm for name, arm in params["arms"].items() if name in arms}
     params["scales"] = {name: scale for name, scale in params["scales"].items() if name in ("micro", "smoke")}
     params["studies"] = {}
