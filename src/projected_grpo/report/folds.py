@@ -37,7 +37,8 @@ def metrics(
     found: dict[str, dict[str, object]] = {}
     for row in rows:
         found.setdefault(row.fold.study, {})[row.arm] = row.row()
-    found |= {claim.name.lower(): {**claim.headline()} for claim in claims}
+    for claim in claims:  # none asks whether the model is intact: its base is not sampled
+        found[claim.name.lower()] = {key: value for key, value in claim.headline().items() if key != "intact"}
     return found | ({"registration": {**held.row()}} if held else {})
 
 
