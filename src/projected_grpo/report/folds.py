@@ -27,7 +27,7 @@ HEADER = (
 MEANS_HEADER = ("bodies", "arm", "unseen hack %", "unseen pass %", "known hack %")
 COLOURS = ("#d55e00", "#0072b2", *style.CONTROL_COLOURS)  # the reference first, as everywhere
 MARKS = "oDs^vPX"
-ROW, ARM_GAP = 0.62, 0.17  # inches of a fold, and of its arms beneath each other as a share of that
+ARM_HEIGHT, FOLD_GAP = 0.14, 0.3  # inches between the arms of a fold, and more between two folds
 
 
 def metrics(
@@ -101,7 +101,7 @@ def figure(rows: Sequence[FoldArm], kind: Kind = "png") -> bytes:
     panels = list(dict.fromkeys(row.fold.bodies for row in rows))
     names = list(dict.fromkeys(_name(row) for row in rows))
     arms = list(dict.fromkeys(row.arm for row in rows))
-    height = ROW * len(names) + 1.75
+    height = _fold_height(arms) * len(names) + 1.75
     width = 1.9 + 3.4 * len(panels)
     with style.styled():
         fig, axes = style.figure(width, height, len(panels), left=1.5 / width, right=1 - 0.2 / width,
@@ -128,15 +128,21 @@ def figure(rows: Sequence[FoldArm], kind: Kind = "png") -> bytes:
 
 def _panel(ax: Axes, rows: Sequence[FoldArm], names: Sequence[str], arms: Sequence[str]) -> None:
     """The folds of one kind of bodies; where two folds have the same name, they stand on one line."""
+    gap = ARM_HEIGHT / _fold_height(arms)  # a fold is 1 high on the axis
     for place, arm in enumerate(arms):
         own = [row for row in rows if row.arm == arm]
-        heights = [names.index(_name(row)) + ARM_GAP * (place - (len(arms) - 1) / 2) for row in own]
+        heights = [names.index(_name(row)) + gap * (place - (len(arms) - 1) / 2) for row in own]
         colour = COLOURS[place % len(COLOURS)]
         for row, y in zip(own, heights, strict=True):
             if row.seeds > 1:
                 ends = row.shares["unseen_hack"]
                 ax.plot([ends.low, ends.high], [y, y], color=colour, linewidth=1.4, alpha=0.6, zorder=3)
         ax.plot(_rates(own), heights, MARKS[place % len(MARKS)], color=colour, markersize=6, label=arm, zorder=4)
+
+
+def _fold_height(arms: Sequence[str]) -> float:
+    """Inches."""
+    return ARM_HEIGHT * (len(arms) - 1) + FOLD_GAP
 
 
 def _rates(rows: Sequence[FoldArm]) -> list[float]:
