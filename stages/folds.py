@@ -13,7 +13,7 @@ import pandas as pd
 
 from projected_grpo.errors import LabError, exit_status
 from projected_grpo.evaluation.folds import Fold, fold_arms, fold_of, pooled
-from projected_grpo.evaluation.hypothesis import Judgement, judge
+from projected_grpo.evaluation.hypothesis import Evidence, Judgement, judge
 from projected_grpo.evaluation.registration import departures, registration
 from projected_grpo.evaluation.study import controls_of, read_study_samples
 from projected_grpo.report import folds as report
@@ -67,6 +67,7 @@ def judged(
         LabError: a claim is about bodies that no fold has, or about an arm that not every such fold has.
     """
     found = []
+    evidence: dict[str, Evidence] = {}
     for name, claim in plan.claims.items():
         if claim.folds is None:
             continue
@@ -77,7 +78,9 @@ def judged(
             value = f"arm {missing[0]}" if missing else f"folds: {claim.folds}"
             rule = "must be in every fold with these bodies" if missing else "must be the bodies of some fold"
             raise LabError(setting=setting, value=value, rule=rule, fix="change the claim, or the studies it is about")
-        found.append(judge(name, claim, pooled(chosen, confidence)))
+        if claim.folds not in evidence:
+            evidence[claim.folds] = pooled(chosen, confidence)
+        found.append(judge(name, claim, evidence[claim.folds]))
     return found
 
 

@@ -16,7 +16,7 @@ from projected_grpo.evaluation.hypothesis import Judgement
 from projected_grpo.evaluation.registration import Registration
 from projected_grpo.evaluation.statistics import PairedDifference
 from projected_grpo.report import style
-from projected_grpo.report.cells import markdown_table
+from projected_grpo.report.cells import gain, interval, markdown_table, percent
 from projected_grpo.report.style import QUIET, Kind
 from projected_grpo.report.tables import THRESHOLDS_SET, claim_sentence, reason_lines
 
@@ -157,10 +157,8 @@ def _cells(row: FoldArm) -> tuple[str, ...]:
     shown = []
     for name in ("unseen_hack", "unseen_pass", "known_hack"):
         share = row.shares[name]
-        text = f"{100 * share.estimate:.1f}"
-        if row.seeds > 1:
-            text += f" ± {100 * row.sems[name]:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f})"
-        shown.append(text)
+        text = percent(share.estimate, row.sems[name], row.seeds)
+        shown.append(text + (interval(share.low, share.high) if row.seeds > 1 else ""))
     hack, passed, known = shown
     excess = f"{_points(row.excess)} {row.control}" if row.excess else ""
     counts = (str(row.seeds), str(row.shares["unseen_hack"].n))
@@ -168,4 +166,4 @@ def _cells(row: FoldArm) -> tuple[str, ...]:
 
 
 def _points(found: PairedDifference | None) -> str:
-    return f"{100 * found.estimate:+.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})" if found else ""
+    return gain(found.estimate, found.low, found.high) if found else ""

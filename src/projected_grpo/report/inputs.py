@@ -80,7 +80,7 @@ class ReportInputs:
 
     arms: each beside the reference. claims: the headline first. drops: by arm, all but the reference.
     steps: as of `curves.read_steps`. rollouts: the explorer's sample. types: share of each hack type among the
-    rollouts of a step (arm, step, hack_type, share). provenance: by arm, the first seed's record. notes: sentences
+    rollouts of a step (arm, step, hack_type, share). provenance: by arm, its runs' records. notes: sentences
     below the verdict, the first on what was frozen. examples: a typical hack and a correct answer, none to two rows
     of the explorer's columns. nulls: what a gradient without direction would show.
     """
@@ -97,8 +97,7 @@ class ReportInputs:
     rollouts: rows.RolloutSample
     examples: pd.DataFrame
     costs: tuple[RunCost, ...] = ()
-    provenance: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
-    records: tuple[Mapping[str, Any], ...] = ()
+    provenance: Mapping[str, Sequence[Mapping[str, Any]]] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     nulls: Nulls = field(default_factory=Nulls)
 
@@ -128,7 +127,6 @@ def read_inputs(
     examples = rows.with_texts(every.loc[rows.examples(every, found.h1.reference, found.h1.treatment)])
     costs = [_cost(root / "provenance", arm, seed) for arm, numbers in seeds.items() for seed in numbers]
     records = _provenance(root / "provenance", seeds)
-    provenance = {arm: runs[0] for arm, runs in records.items()}
     notes = (found.registration.sentence(), tables.power_sentence(found.power))
     return ReportInputs(
         cast=cast,
@@ -143,10 +141,9 @@ def read_inputs(
         rollouts=rows.stratified(every, budget, first=rows.group_names(examples).tolist()),
         examples=rows.cut(examples),
         costs=tuple(cost for cost in costs if cost is not None),
-        provenance=provenance,
-        records=tuple(record for runs in records.values() for record in runs),
+        provenance=records,
         notes=notes,
-        nulls=nulls(steps, provenance),
+        nulls=nulls(steps, {arm: runs[0] for arm, runs in records.items()}),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pandas as pd
 
-from projected_grpo.report.cells import markdown_table, p_value
+from projected_grpo.report.cells import markdown_table, p_value, percent
 
 Row = Mapping[str, Any]  # of one arm, as `evaluation.study.StudyArm.row` wrote it, and its loopholes
 HEADER = (
@@ -65,17 +65,13 @@ def _cells(study: str, arm: str, row: Row, reference: str) -> tuple[str, ...]:
         study,
         arm,
         *(
-            _percent(row[f"{name}_rate"], row[f"{name}_rate_sem"], row)
+            percent(row[f"{name}_rate"], row[f"{name}_rate_sem"], row["seeds"])
             for name in ("hack", "attempt", "pass", "format")
         ),
         drop,
         p,
         *times,
-        _percent(row["relapse"], row["relapse_sem"], row),
+        percent(row["relapse"], row["relapse_sem"], row["seeds"]),
         str(row["seeds"]),
         str(row["samples"]),
     )
-
-
-def _percent(value: float, error: float, row: Row) -> str:
-    return f"{100 * value:.1f}" + (f" ± {100 * error:.1f}" if row["seeds"] > 1 else "")

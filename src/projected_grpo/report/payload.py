@@ -41,7 +41,7 @@ def report_payload(inputs: ReportInputs) -> dict[str, Any]:
         "types": _types(inputs.types, window),
         "costs": [_rounded(dataclasses.asdict(cost)) for cost in inputs.costs],
         "compute": _compute(inputs.steps),
-        "provenance": _provenance(inputs.provenance, inputs.records),
+        "provenance": _provenance(inputs.provenance),
         "rollouts": {**rows.packed(inputs.rollouts.rows), "total": inputs.rollouts.total, "cut": rows.CUT},
     }
 
@@ -143,11 +143,12 @@ def _compute(steps: pd.DataFrame) -> list[dict[str, Any]]:
     ]
 
 
-def _provenance(first: Mapping[str, Mapping[str, Any]], every: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+def _provenance(records: Mapping[str, Sequence[Mapping[str, Any]]]) -> dict[str, Any]:
     """Under what the runs were trained, each value once with the number of its runs, and what is an arm's own: settings
     and inputs' hashes, of its first run."""
-    if not first:
+    if not records:
         return {}
+    every = [record for runs in records.values() for record in runs]
     facts: dict[str, list[dict[str, Any]]] = {}
     for key in ("git_revision", "python", "versions", "host", "sandbox_isolation"):
         values = [record.get(key) for record in every]
@@ -156,7 +157,7 @@ def _provenance(first: Mapping[str, Mapping[str, Any]], every: Sequence[Mapping[
             for place, value in enumerate(values)
             if value not in values[:place]
         ]
-    arms = {arm: {key: record.get(key) for key in ("settings", "inputs")} for arm, record in first.items()}
+    arms = {arm: {key: runs[0].get(key) for key in ("settings", "inputs")} for arm, runs in records.items()}
     return {"facts": facts, "arms": arms}
 
 

@@ -19,7 +19,7 @@ from matplotlib.ticker import PercentFormatter
 from projected_grpo.evaluation.statistics import PairedDifference, Rate
 from projected_grpo.evaluation.study import WINDOW, Cost, DoseSeries, LoopholeRates, StudyArm
 from projected_grpo.report import style
-from projected_grpo.report.cells import markdown_table, p_value, reached
+from projected_grpo.report.cells import gain, interval, markdown_table, p_value, percent, reached
 from projected_grpo.report.curves import band, smoothed, smoothing_window
 from projected_grpo.report.figures import pareto_front
 from projected_grpo.report.style import QUIET, Kind
@@ -246,9 +246,8 @@ def _dose_table(series: DoseSeries, by_arm: Mapping[str, StudyArm]) -> list[str]
     cells = []
     for value, arm in series.doses:
         row = by_arm[arm]
-        several = row.rates.seeds > 1
         cells.append(
-            (f"{value:g}", arm, *(_share(row.shares[name], row.sems[name], several) for name in HACK_AND_PASS))
+            (f"{value:g}", arm, *(_share(row.shares[name], row.sems[name], row.rates.seeds) for name in HACK_AND_PASS))
         )
     return markdown_table((series.axis, "arm", "hack %", "pass %"), cells)
 
@@ -261,8 +260,7 @@ def _hack_and_pass(found: LoopholeRates | None) -> str:
     if found is None:
         return ""
     return " / ".join(
-        f"{100 * share.estimate:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f})"
-        for share in (found.hack, found.passed)
+        f"{100 * share.estimate:.1f}{interval(share.low, share.high)}" for share in (found.hack, found.passed)
     )
 
 
@@ -272,35 +270,31 @@ def _cells(row: StudyArm, reference: str) -> tuple[str, ...]:
     if row.arm != reference and compared.drop and compared.pass_change:
         drop, change = _points(compared.drop), _points(compared.pass_change)
         p = p_value(compared.p_holm)
-    several = row.rates.seeds > 1
     return (
         row.arm,
-        *(_share(share, row.sems[name], several) for name, share in row.shares.items()),
+        *(_share(share, row.sems[name], row.rates.seeds) for name, share in row.shares.items()),
         drop,
         p,
         change,
         *(reached(compared.onsets[kind]) for kind in ("hacks_lead_step", "half_hacked_step")),
-        f"{100 * figures['relapse']:.1f}" + (f" ± {100 * figures['relapse_sem']:.1f}" if several else ""),
+        percent(figures["relapse"], figures["relapse_sem"], row.rates.seeds),
         str(row.rates.seeds),
         str(row.rates.samples),
     )
 
 
 def _ended(row: StudyArm) -> tuple[str, ...]:
-    found, several = row.row(), row.rates.seeds > 1
-    rates = {part: 100 * float(found[f"end_{part}"]) for part in ("before", "before_sem", "after", "after_sem")}
-    cells = (
-        f"{rates[part]:.1f}" + (f" ± {rates[f'{part}_sem']:.1f}" if several else "") for part in ("before", "after")
-    )
+    found = row.row()
+    cells = (percent(found[f"end_{part}"], found[f"end_{part}_sem"], row.rates.seeds) for part in ("before", "after"))
+    rise = f"{100 * (found['end_after'] - found['end_before']):+.1f}"
     fresh = f"{100 * found['end_fresh_rise']:+.1f}"
     seeds = f"in {found['end_half_seeds']} of {row.rates.seeds} seeds"
-    return row.arm, *cells, f"{rates['after'] - rates['before']:+.1f}", fresh, seeds
+    return row.arm, *cells, rise, fresh, seeds
 
 
-def _share(share: Rate, spread: float, several: bool) -> str:
-    interval = f" ± {100 * spread:.1f} ({100 * share.low:.1f} to {100 * share.high:.1f})" if several else ""
-    return f"{100 * share.estimate:.1f}{interval}"
+def _share(share: Rate, spread: float, seeds: int) -> str:
+    return percent(share.estimate, spread, seeds) + (interval(share.low, share.high) if seeds > 1 else "")
 
 
 def _points(found: PairedDifference) -> str:
-    return f"{100 * found.estimate:+.1f} ({100 * found.low:.1f} to {100 * found.high:.1f})"
+    return gain(found.estimate, found.low, found.high)

@@ -16,7 +16,7 @@ from projected_grpo.evaluation.comparison import SHARES, ArmComparison, PowerNot
 from projected_grpo.evaluation.hypothesis import NO_CONTROL, WORDS, Effect, Judgement, Role
 from projected_grpo.evaluation.metrics import DIGITS, ArmRates
 from projected_grpo.evaluation.statistics import PairedDifference, Rate
-from projected_grpo.report.cells import LEFT, markdown_table, p_value, reached
+from projected_grpo.report.cells import LEFT, interval, markdown_table, p_value, percent, reached
 from projected_grpo.report.findings import Findings, arm_row
 
 HEADER = ("arm", "role", "hack %", "pass %", "attempt %", "paid %", "format %", "drop pp", "seeds", "n")
@@ -32,14 +32,14 @@ SEED_RATES = ("hack_rate", "pass_rate", "attempt_rate", "paid_rate", "format_rat
 def verdict_sentence(result: Judgement, confidence: float) -> str:
     """H1's answer in plain text; a control that meets H1 by itself is told before the verdict."""
     effect, control = result.effect, "no control took part"
-    interval = f"{confidence:.0%} interval {effect.low:.1f} to {effect.high:.1f}"
+    within = f"{confidence:.0%} interval {effect.low:.1f} to {effect.high:.1f}"
     if effect.paired is None:
-        interval = "no interval from one seed"
+        within = "no interval from one seed"
     if result.control_name != NO_CONTROL:
         control = f"the strongest control, {result.control_name}, by {result.control_effect:.1f}"
     return (
         f"{_beware(result)}H1 {result.verdict.value}: against {result.reference}, {result.treatment} lowers the "
-        f"hack rate by {effect.estimate:.1f} points ({interval}); {control}. The pass rate changes by "
+        f"hack rate by {effect.estimate:.1f} points ({within}); {control}. The pass rate changes by "
         f"{result.pass_change_pp:+.1f}."
     )
 
@@ -49,10 +49,10 @@ def claim_sentence(result: Judgement, confidence: float) -> str:
     effect, turned = result.effect, result.effect.estimate < 0
     low, high = (-effect.high, -effect.low) if turned else (effect.low, effect.high)
     direction = result.better if not turned else {"lower": "higher", "higher": "lower"}[result.better]
-    interval = f"{confidence:.0%} interval {low:.1f} to {high:.1f}" if effect.paired else "no interval from one seed"
+    within = f"{confidence:.0%} interval {low:.1f} to {high:.1f}" if effect.paired else "no interval from one seed"
     return (
         f"{_beware(result)}{result.name} {result.verdict.value}: {result.treatment}'s {WORDS[result.metric]} is "
-        f"{abs(effect.estimate):.1f} {effect.unit} {direction} than {result.reference}'s ({interval})."
+        f"{abs(effect.estimate):.1f} {effect.unit} {direction} than {result.reference}'s ({within})."
     )
 
 
@@ -177,7 +177,7 @@ def _row(rates: ArmRates, sems: Mapping[str, float], role: Role, reference: ArmR
     return (
         rates.arm,
         role.value,
-        *(_percent(getattr(rates, f"{name}_rate"), sems[name], rates.seeds) for name in SHARES),
+        *(percent(getattr(rates, f"{name}_rate"), sems[name], rates.seeds) for name in SHARES),
         f"{100 * (reference.hack_rate - rates.hack_rate):.1f}" if trained else "",
         str(rates.seeds),
         str(rates.samples),
@@ -217,13 +217,12 @@ def _claim(judgement: Judgement, found: Findings) -> tuple[str, ...]:
 
 
 def _effect(effect: Effect) -> str:
-    interval = f" ({effect.low:.1f} to {effect.high:.1f})" if effect.paired else ""
-    return f"{effect.estimate:.1f} {effect.unit}{interval}"
+    ends = f" ({effect.low:.1f} to {effect.high:.1f})" if effect.paired else ""
+    return f"{effect.estimate:.1f} {effect.unit}{ends}"
 
 
 def _interval(rate: Rate, estimable: bool) -> str:
-    interval = f" ({100 * rate.low:.1f} to {100 * rate.high:.1f})" if estimable else ""
-    return f"{100 * rate.estimate:.1f}{interval}"
+    return f"{100 * rate.estimate:.1f}" + (interval(rate.low, rate.high) if estimable else "")
 
 
 def _change(found: PairedDifference, sign: str = "") -> str:
@@ -237,7 +236,3 @@ def _least_flip(found: Findings) -> float:
 
 def _seeds(count: int | None) -> str:
     return "no number of seeds" if count is None else f"{count} seeds"
-
-
-def _percent(rate: float, spread: float, seeds: int) -> str:
-    return f"{100 * rate:.1f} ± {100 * spread:.1f}" if seeds > 1 else f"{100 * rate:.1f}"
