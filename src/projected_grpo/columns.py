@@ -109,12 +109,13 @@ STEPS = (
     Column("alignment_teacher", "the same of the cached completions' part", "0 without a teacher"),
 )
 
-# Further columns of steps.csv, where `engine.kind` is vllm.
+# Beside the result, as rounding differs between equal runs; one row per optimizer step, after `step`.
 SAMPLER = (
     Column(
         "sampler_gap",
         "mean of |log p(trainer) - log p(sampler)| over the sampled tokens, nats: is what samples what is trained?",
-        "1e-6 in float32, about 0.002 in bfloat16; above engine.max_gap the run stops",
+        "1e-6 in float32, 0.001 to 0.005 in bfloat16; above engine.max_gap the run stops, except where the "
+        "arm acts on the passes that sample (suppressed)",
     ),
     Column("sampler_gap_max", "the largest of them", "under 1e-3 in float32; in bfloat16 single tokens reach 0.2"),
 )
@@ -230,7 +231,7 @@ def nearest(name: str) -> str:
 def _tables() -> Iterator[Explained]:
     for title, group in (
         ("steps.csv: one row per optimizer step", STEPS),
-        ("steps.csv, where vLLM samples", SAMPLER),
+        ("provenance/<arm>/<seed>/sampler.parquet: one row per optimizer step", SAMPLER),
         ("rollouts.parquet: one row per completion", ROLLOUTS),
     ):
         rows = tuple((column.name, column.meaning, column.healthy) for column in group)

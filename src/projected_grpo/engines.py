@@ -150,14 +150,25 @@ def check_gap(gap: float, engine: EngineSettings, where: str, agreed: bool) -> N
     """
     if gap <= engine.max_gap:
         return
-    if agreed:
-        cause = "they agreed before, so the sampler still has the weights of an earlier step"
-        fix = "look for a failed weight sync above; the run goes on from its last checkpoint"
-    elif engine.mode == "server":
-        cause = "they never agreed, so the server runs another model, or reports log-probs before the temperature"
-        fix = f"start it with: {SERVE}"
-    else:
-        cause = f"they never agreed, and the weights are the same, so it is the rounding of dtype {engine.dtype}"
-        fix = "set engine.dtype: float32, or raise max_gap knowingly"
+    cause, fix = _likely(engine, agreed)
     rule = f"{where}: sampler and trainer differ by {gap:.3g} nats a token, which it must not exceed; {cause}"
     raise LabError(setting="engine.max_gap", value=engine.max_gap, rule=rule, fix=fix)
+
+
+def _likely(engine: EngineSettings, agreed: bool) -> tuple[str, str]:
+    """Why sampler and trainer differ, and what to do."""
+    continued = "the run goes on from its last checkpoint"
+    if engine.kind == "transformers":
+        if agreed:
+            cause = "they agreed before, so the folded weights are stale, or other adapters were active while sampling"
+            return cause, f"look for what writes deltas or activates adapters outside a step; {continued}"
+        cause = "they never agreed, so it is adapters, padding or positions, or the rounding of compute.dtype bfloat16"
+        return cause, "set compute.dtype: float32 to tell which, or raise max_gap knowingly"
+    if agreed:
+        cause = "they agreed before, so the sampler still has the weights of an earlier step"
+        return cause, f"look for a failed weight sync above; {continued}"
+    if engine.mode == "server":
+        cause = "they never agreed, so the server runs another model, or reports log-probs before the temperature"
+        return cause, f"start it with: {SERVE}"
+    cause = f"they never agreed, and the weights are the same, so it is the rounding of dtype {engine.dtype}"
+    return cause, "set engine.dtype: float32, or raise max_gap knowingly"

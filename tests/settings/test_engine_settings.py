@@ -38,10 +38,17 @@ def test_vllm_needs_no_more_than_its_name():
     assert EngineSettings(kind="vllm", mode="server", url=URL).url == URL
 
 
+def test_every_engine_may_be_told_where_it_stops_a_run():
+    for kind in ("transformers", "vllm"):
+        assert EngineSettings(kind=kind).max_gap == 0.02
+        assert EngineSettings(kind=kind, max_gap=0.1).max_gap == 0.1
+
+
 @pytest.mark.parametrize(
     ("block", "setting", "value", "rule"),
     [
-        ({"kind": "transformers", "max_gap": 0.1}, "max_gap", 0.1, "would be ignored, as kind is transformers"),
+        ({"kind": "transformers", "dtype": "float32"}, "dtype", "float32", "ignored, as kind is transformers"),
+        ({"kind": "transformers", "max_gap": 0.0}, "max_gap", 0.0, "must be above 0"),
         ({"kind": "vllm", "url": URL}, "url", URL, "would be ignored, as mode is colocate"),
         (
             {"kind": "vllm", "mode": "server", "url": URL, "dtype": "float32"},

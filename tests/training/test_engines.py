@@ -23,7 +23,7 @@ from projected_grpo.errors import LabError
 from projected_grpo.grading.sandbox import Sandbox, SandboxLimits
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE
 from projected_grpo.policy import load_policy
-from projected_grpo.settings.engine import EngineSettings
+from projected_grpo.settings.engine import TRANSFORMERS, EngineSettings
 from projected_grpo.spectral import SpectralConfig, activate, deltas
 from projected_grpo.training import engines as training_engines
 from projected_grpo.training.engines import GAP_COLUMNS, SamplerGap
@@ -167,11 +167,15 @@ def test_a_second_sync_sends_what_an_update_has_changed(sampler: VllmSampler) ->
 @pytest.mark.parametrize("arm", ["projected", "routed"])
 def test_each_step_is_sampled_with_its_own_weights(twin: type[Twin], lab: Lab, scratch: Path, arm: str) -> None:
     del twin, scratch
-    steps = pd.read_csv(train_run(with_engine(lab.spec(arm, steps=3)), silent) / "run/steps.csv")
-    assert tuple(steps.columns) == (*STEP_COLUMNS, *GAP_COLUMNS)
-    assert (steps["sampler_gap_max"] < 1e-4).all()
-    assert (steps["sampler_gap"] > 0).all(), "compared with itself"
-    assert (steps["sampler_gap"] < steps["sampler_gap_max"]).all()
+    result = train_run(with_engine(lab.spec(arm, steps=3)), silent)
+    gaps = pd.read_parquet(result / "provenance/sampler.parquet")
+    assert tuple(gaps.columns) == ("step", *GAP_COLUMNS)
+    assert gaps["step"].tolist() == [0, 1, 2]
+    assert (gaps["sampler_gap_max"] < 1e-4).all()
+    assert (gaps["sampler_gap"] > 0).all(), "compared with itself"
+    assert (gaps["sampler_gap"] < gaps["sampler_gap_max"]).all()
+    steps = pd.read_csv(result / "run/steps.csv")
+    assert tuple(steps.columns) == STEP_COLUMNS
     assert steps["default_norm"].iloc[-1] > 0.5
     assert (steps["quarantine_norm"].iloc[-1] > 0.1) == (arm == "routed")
 
@@ -259,9 +263,21 @@ def test_the_gap_is_that_of_all_ranks() -> None:
         gap.take(1, Two(0, 2))
 
 
+def test_a_gap_by_design_is_told_and_stops_nothing() -> None:
+    far = torch.tensor([[-9.0]]), torch.tensor([[-1.0]]), torch.ones(1, 1)
+    steered, other = SamplerGap(VLLM, steered=True), SamplerGap(VLLM)
+    for gap in (steered, other):
+        gap.add(*far)
+    assert steered.take(0) == {"sampler_gap": 8.0, "sampler_gap_max": 8.0}
+    with pytest.raises(LabError, match=r"differ by 8 "):
+        other.take(0)
+
+
 @pytest.mark.parametrize(
     ("engine", "agreed", "cause", "fix"),
     [
+        (TRANSFORMERS, True, "the folded weights are stale, or other adapters", "goes on from its last checkpoint"),
+        (TRANSFORMERS, False, "padding or positions, or the rounding of compute.dtype", "compute.dtype: float32"),
         (VLLM, True, "the weights of an earlier step", "goes on from its last checkpoint"),
         (SERVER, True, "the weights of an earlier step", "goes on from its last checkpoint"),
         (SERVER, False, "the server runs another model, or reports log-probs before", "--logprobs-mode"),
@@ -304,5 +320,5 @@ def test_a_server_that_does_not_answer_is_refused_with_how_to_start_it(
     assert "vllm serve BASE" in refusal.value.fix
 
 
-def test_every_further_column_is_explained() -> None:
+def test_every_column_of_the_comparison_is_explained() -> None:
     assert tuple(column.name for column in columns.SAMPLER) == GAP_COLUMNS

@@ -85,7 +85,7 @@ def test_a_stage_writes_its_runs_and_nothing_of_this_machine(uninterrupted: tupl
     assert not [name for name, path in files.items() if root in path.read_bytes()]
     beside = stage.lab.root / "data/provenance/projected"
     assert {path.relative_to(beside).as_posix() for path in beside.rglob("*.*")} == {
-        f"{seed}/{name}" for seed in (1, 2) for name in ("provenance.json", "timings.parquet")
+        f"{seed}/{name}" for seed in (1, 2) for name in ("provenance.json", "sampler.parquet", "timings.parquet")
     }
 
 

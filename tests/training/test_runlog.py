@@ -41,9 +41,10 @@ def log(tmp_path: Path) -> RunLog:
 def test_a_part_per_step_and_kind(log: RunLog, tmp_path: Path) -> None:
     log.write_rollouts(3, [row(3)])
     log.write_figures("steps", 3, {"loss": 0.25})
+    log.write_figures("sampler", 3, {"sampler_gap": 0.5})
     log.write_figures("timings", 3, {"step_total": 1.5})
     found = {path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()}
-    assert found == {"rollouts/000003.parquet", "steps/000003.json", "timings/000003.json"}
+    assert found == {"rollouts/000003.parquet", *(f"{kind}/000003.json" for kind in ("steps", "sampler", "timings"))}
     assert json.loads((tmp_path / "steps/000003.json").read_text()) == {"step": 3, "loss": 0.25}
 
 
@@ -65,10 +66,11 @@ def test_drop_from_forgets_that_step_and_later_of_every_kind(log: RunLog) -> Non
     for step in range(4):
         log.write_rollouts(step, [row(step)])
         log.write_figures("steps", step, {})
+        log.write_figures("sampler", step, {})
         log.write_figures("timings", step, {})
     log.drop_from(2)
     assert {kind: [path.stem for path in log.parts(kind)] for kind in KINDS} == {
-        kind: ["000000", "000001"] for kind in ("rollouts", "steps", "timings")
+        kind: ["000000", "000001"] for kind in ("rollouts", "steps", "sampler", "timings")
     }
 
 

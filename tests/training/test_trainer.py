@@ -216,7 +216,7 @@ def test_a_run_holds_what_later_stages_read(runs: Runs) -> None:
     files = {path.relative_to(runs.vanilla).as_posix() for path in runs.vanilla.rglob("*") if path.is_file()}
     assert files == {
         "run/adapter/adapter_config.json", "run/adapter/adapter_model.safetensors", "run/rollouts.parquet",
-        "run/steps.csv", "provenance/provenance.json", "provenance/timings.parquet",
+        "run/steps.csv", "provenance/provenance.json", "provenance/sampler.parquet", "provenance/timings.parquet",
     }  # fmt: skip
     assert pq.read_schema(runs.vanilla / "run/rollouts.parquet").equals(ROLLOUTS)
 

@@ -10,7 +10,7 @@ from projected_grpo.settings.section import Count, Name, Positive, Rate, Section
 
 
 class EngineSettings(Section):
-    """Which program samples. All but `kind` is about vLLM, and refused where it would be ignored."""
+    """Which program samples. All but `kind` and `max_gap` is about vLLM, and refused where it would be ignored."""
 
     kind: Literal["transformers", "vllm"]
     """transformers: the trainer's own model, in the trainer's process; vllm: a copy of it that gets the folded weights
@@ -38,7 +38,7 @@ class EngineSettings(Section):
     def _nothing_ignored(self) -> Self:
         given = self.model_fields_set
         if self.kind == "transformers":
-            unread, of = given - {"kind"}, "kind is transformers"
+            unread, of = given - {"kind", "max_gap"}, "kind is transformers"
         elif self.mode == "server":
             unread, of = given & {"memory_share", "dtype", "context"}, "mode is server: `vllm serve` is told it instead"
         else:

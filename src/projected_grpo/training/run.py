@@ -47,7 +47,7 @@ from projected_grpo.spectral import GradientCollector, activate, deltas
 from projected_grpo.storage import atomic_directory, scratch_root, sha256_file, sha256_settings, sha256_tree
 from projected_grpo.training.clock import PhaseClock
 from projected_grpo.training.config import grpo_config
-from projected_grpo.training.engines import GAP_COLUMNS
+from projected_grpo.training.engines import acts_on_sampling
 from projected_grpo.training.environment import Environment
 from projected_grpo.training.gauge import Gauge
 from projected_grpo.training.hooks import UpdateHooks
@@ -205,7 +205,7 @@ def check_engine(spec: RunSpec, intervention: Intervention) -> None:
             completions that a server samples for several processes would be cut where a teacher writes a part of it.
     """
     fix = "set engine.kind: transformers"
-    if spec.engine.kind == "vllm" and type(intervention).rollout is not Intervention.rollout:
+    if spec.engine.kind == "vllm" and acts_on_sampling(intervention):
         rule = f"must be transformers for {spec.arm}: it acts on the forward passes that sample, and vLLM makes its own"
         raise LabError(setting="engine.kind", value="vllm", rule=rule, fix=fix)
     if spec.engine.mode == "server" and spec.settings.teacher is not None and spec.grpo.prompts % process_count():
@@ -373,7 +373,7 @@ def write_result(spec: RunSpec, trainer: HookedTrainer, target: Path) -> None:
     trainer.run_log.join_rollouts(run / "rollouts.parquet")
     steps = trainer.run_log.figures("steps")
     assert len(steps) == spec.grpo.steps, f"{len(steps)} steps logged of {spec.grpo.steps}"
-    columns = [*STEP_COLUMNS, *(GAP_COLUMNS if trainer.gap is not None else ())]
-    steps[columns].to_csv(run / "steps.csv", index=False, float_format="%.9g", lineterminator="\n")
+    steps[list(STEP_COLUMNS)].to_csv(run / "steps.csv", index=False, float_format="%.9g", lineterminator="\n")
     (target / "provenance").mkdir()
-    trainer.run_log.figures("timings").to_parquet(target / "provenance" / "timings.parquet", index=False)
+    for kind in ("sampler", "timings"):
+        trainer.run_log.figures(kind).to_parquet(target / "provenance" / f"{kind}.parquet", index=False)

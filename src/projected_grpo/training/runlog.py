@@ -1,7 +1,8 @@
 """What a run writes while it runs: one Parquet part and one row of figures per step, later joined.
 
 Parts are whole files named by step, so that a run killed at any moment continues from its checkpoint by dropping the
-parts of the steps it has to repeat. Times are kept apart: they differ between equal runs.
+parts of the steps it has to repeat. Times, and how far the sampler is from the trainer, are kept apart: they differ
+between equal runs.
 """
 
 from __future__ import annotations
@@ -50,11 +51,11 @@ ROLLOUTS = pa.schema(
 )
 
 
-KINDS = {"rollouts": "parquet", "steps": "json", "timings": "json"}
+KINDS = {"rollouts": "parquet", "steps": "json", "sampler": "json", "timings": "json"}
 
 
 class RunLog:
-    """Parts under `folder`: rollouts/<step>.parquet, steps/<step>.json, timings/<step>.json."""
+    """Parts under `folder`: rollouts/<step>.parquet, and <step>.json in steps/, sampler/ and timings/."""
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -73,7 +74,7 @@ class RunLog:
             pq.write_table(pa.Table.from_pylist(list(rows), schema=ROLLOUTS), temporary)
 
     def write_figures(self, kind: str, step: int, row: Mapping[str, float]) -> None:
-        """One row of `steps` or `timings`."""
+        """One row of `steps`, `sampler` or `timings`."""
         write_text(self.part(kind, step), json.dumps({"step": step, **row}))
 
     def drop_from(self, step: int) -> None:
@@ -90,5 +91,5 @@ class RunLog:
                 writer.write_table(pq.read_table(path, schema=ROLLOUTS))
 
     def figures(self, kind: str) -> pd.DataFrame:
-        """All rows of `steps` or `timings`."""
+        """All rows of `steps`, `sampler` or `timings`."""
         return pd.DataFrame([json.loads(path.read_text()) for path in self.parts(kind)])

@@ -23,7 +23,7 @@ from projected_grpo.interventions.base import DEFAULT, Intervention
 from projected_grpo.spectral import activate
 from projected_grpo.storage import write_text
 from projected_grpo.training.clock import PhaseClock
-from projected_grpo.training.engines import EngineTrainer
+from projected_grpo.training.engines import EngineTrainer, acts_on_sampling
 from projected_grpo.training.environment import Environment, GradedBatch
 from projected_grpo.training.hooks import UpdateHooks
 from projected_grpo.training.pool import TeacherRollout
@@ -55,7 +55,7 @@ class HookedTrainer(EngineTrainer):
         generate_batch: int | None = None,
         **trl: Any,
     ) -> None:
-        super().__init__(reward_funcs=[environment], **trl)
+        super().__init__(reward_funcs=[environment], steered=acts_on_sampling(intervention), **trl)
         self.environment = environment
         self.intervention = intervention
         self.update_hooks = update_hooks
@@ -199,29 +199,29 @@ class HookedTrainer(EngineTrainer):
         if "loss" not in logs:  # the summary at the end of training
             return
         step = self.state.global_step - 1
-        sampler = self.gap.take(step, self.ranks) if self.gap is not None else {}
+        sampler = self.gap.take(step, self.ranks)
         if not self.ranks.first:  # rank 0 has the whole step
             return
         rollouts = self.update_hooks.rollouts
         hacked, advantages = ([row[name] for row in self._rows] for name in ("hacked", "advantage"))
         figures = {
             **self.batch_figures,
-            **sampler,
             **self.update_hooks.figures,
             **self.probe.read(step, rollouts, hacked, advantages, self.intervention.bases()),
             "loss": self._loss(logs["loss"]),
             **{name: token_mean(values, tokens) for name, values in passes.items()},
         }
-        bad = [name for name, value in figures.items() if not math.isfinite(value)]
+        bad = [name for name, value in (figures | sampler).items() if not math.isfinite(value)]
         if bad:
             raise FloatingPointError(f"step {step}: {', '.join(bad)} not finite: lower grpo.learning_rate")
         self.run_log.write_rollouts(step, self._with_alignment(self._weighed(), rollouts))
         self.run_log.write_figures("steps", step, figures)
+        self.run_log.write_figures("sampler", step, sampler)
         now = time.perf_counter()
         seconds = {**phases(self.clock.take()), "step_total": now - self._step_started}
         self.run_log.write_figures("timings", step, seconds)
         self._step_started = now
-        self.on_step(step, figures | {f"seconds_{phase}": spent for phase, spent in seconds.items()})
+        self.on_step(step, figures | sampler | {f"seconds_{phase}": spent for phase, spent in seconds.items()})
 
     def _weighed(self) -> list[dict[str, Any]]:
         """Rows of the step with the advantages that its update was made with."""
