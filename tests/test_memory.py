@@ -4,6 +4,7 @@ autograd decides."""
 from __future__ import annotations
 
 import json
+import math
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from projected_grpo.policy import adapter_config
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.grpo import GrpoSettings
 from projected_grpo.spectral import deltas, spectral_layers
+from projected_grpo.storage import SCRATCH_VARIABLE
 
 SIZES: dict[str, Any] = {
     "hidden_size": 96, "intermediate_size": 256, "num_hidden_layers": 3, "num_attention_heads": 4,
@@ -36,8 +38,9 @@ GRPO = GrpoSettings(
 
 
 def compute(**changes: Any) -> ComputeSettings:
-    plain = {"device": "cpu", "dtype": "float32", "micro_batch": None, "generate_batch": None}
-    return ComputeSettings(**{**plain, "checkpointing": False, "keep_factors": False, **changes})
+    where = {"device": "cpu", "dtype": "float32", "micro_batch": None, "generate_batch": None}
+    stored = {"checkpointing": False, "keep_factors": False, "factors": "device"}
+    return ComputeSettings(**{**where, **stored, **changes})
 
 
 class Alive(TorchDispatchMode):
@@ -73,10 +76,13 @@ def alive(model: torch.nn.Module) -> Iterator[Alive]:
         yield counter
 
 
-def policy(settings: ComputeSettings, **sizes: Any) -> PreTrainedModel:
+def plain(**sizes: Any) -> PreTrainedModel:
     torch.manual_seed(0)
-    plain = LlamaForCausalLM(LlamaConfig(**{**SIZES, **sizes})).to(getattr(torch, settings.dtype))
-    return get_peft_model(plain, adapter_config(settings))
+    return LlamaForCausalLM(LlamaConfig(**{**SIZES, **sizes}))
+
+
+def policy(settings: ComputeSettings, **sizes: Any) -> PreTrainedModel:
+    return get_peft_model(plain(**sizes).to(getattr(torch, settings.dtype)), adapter_config(settings))
 
 
 def total(tensors: Any) -> int:
@@ -104,6 +110,54 @@ def test_resident_parts_are_those_of_the_model(dtype: str, tied: bool) -> None:
     gradients = [delta.grad for delta in trained]
     assert found["deltas and optimizer"] == total([*trained, *gradients, *moments])
     assert found["directions"] == (3 + 5 + 1) * total(trained)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("home", ["cpu", "disk"])
+def test_factors_elsewhere_leave_the_weights_and_s(
+    dtype: str, home: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """W' fills the place of W; U, Vh and W are the host's, and of one matrix at a time the device's."""
+    monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path))
+    settings = compute(dtype=dtype, factors=home, keep_factors=True)
+    model = policy(settings)
+    layers = spectral_layers(model).values()
+    weights = [p for p in model.parameters() if p.dim() == 2]
+    before = {p.data_ptr() for p in weights}
+    model(input_ids=torch.arange(8)[None], labels=torch.arange(8)[None]).loss.backward()
+    assert {layer.folded_weight().data_ptr() for layer in layers} <= before, "a second copy"
+    found = estimate(Shape.of(SIZES), GRPO, settings, prompt_tokens=10)
+    assert found.resident["weights"] == total(weights)
+    assert found.resident["factors"] == total(layer.S for layer in layers)
+    assert "folded weights" not in found.resident
+    at_home = [(layer.U, layer.Vh, layer.base_weight()) for layer in layers]
+    assert found.host == (sum(map(total, at_home)) if home == "cpu" else 0)
+    sizes = [x.numel() * x.element_size() for three in at_home for x in three]
+    assert found.pinned == (sum(2 ** math.ceil(math.log2(size)) for size in sizes) if home == "cpu" else 0)
+    for parts in (found.update, found.extraction):
+        assert parts["a visiting W, U, Vh"] == max(map(total, at_home))
+    beside = estimate(Shape.of(SIZES), GRPO, compute(dtype=dtype), prompt_tokens=10)
+    assert beside.host == 0
+    saved = sum(map(total, at_home)) - max(map(total, at_home))
+    assert beside.peak - found.peak == saved
+
+
+def test_shards_hold_a_part_of_the_weights_and_gather_two_blocks() -> None:
+    settings = compute(factors="cpu")
+    shape = Shape.of(SIZES)
+    whole, dealt = (estimate(shape, GRPO, settings, 10, processes=4, shards=shards) for shards in (1, 4))
+    weights = total(p for p in plain().parameters() if p.dim() == 2)
+    assert dealt.resident["weights"] * 4 == whole.resident["weights"] == weights
+    assert dealt.resident["weights"] + sum(dealt.start.values()) == weights, "loaded whole, then dealt"
+    assert {**dealt.resident, "weights": 0} == {**whole.resident, "weights": 0}
+    block = [p for name, p in plain().named_parameters() if ".layers.0." in name and p.dim() == 2]
+    embeddings = plain().get_input_embeddings().weight
+    assert list(dealt.moments) == ["start", *whole.moments]
+    for name in whole.moments:
+        parts = dealt.moments[name]
+        assert parts["gathered weights"] == 2 * total(block) + total([embeddings])
+        assert {**parts, "gathered weights": 0} == {**whole.moments[name], "gathered weights": 0}
+    assert whole.host - dealt.host == 0.75 * shape.adapted * 4, "U and Vh stay whole, W is dealt"
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

@@ -20,7 +20,8 @@ BASE = Path(__file__).resolve().parents[1] / "data/shipped/micro"
 
 def compute(**changes: Any) -> ComputeSettings:
     plain = {"device": "cpu", "dtype": "float32", "micro_batch": None, "generate_batch": None}
-    return ComputeSettings(**{**plain, "checkpointing": False, "keep_factors": False, **changes})
+    stored = {"checkpointing": False, "keep_factors": False, "factors": "device"}
+    return ComputeSettings(**{**plain, **stored, **changes})
 
 
 @pytest.mark.parametrize(
@@ -52,10 +53,12 @@ def test_half_precision_holds_weights_and_factors_alike() -> None:
 def test_an_adapter_says_nothing_of_this_machine_or_of_defaults(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path))
     plain, kept = (adapter_config(compute(keep_factors=keep)) for keep in (False, True))
+    away = [adapter_config(compute(keep_factors=True, factors=home)) for home in ("cpu", "disk")]
     assert plain.factors_dtype is None
     assert plain.basis_cache is None
     assert kept.basis_cache == str(tmp_path / "factors")
-    assert plain.to_dict() == kept.to_dict()
+    assert [config.factors_device for config in (plain, kept, *away)] == [None, None, "cpu", "disk"]
+    assert plain.to_dict() == kept.to_dict() == away[0].to_dict() == away[1].to_dict()
 
 
 def test_kept_factors_are_those_that_would_be_computed(tmp_path: Path, monkeypatch) -> None:
@@ -68,8 +71,13 @@ def test_kept_factors_are_those_that_would_be_computed(tmp_path: Path, monkeypat
     policy.save_pretrained(tmp_path / "adapter")
     ids = AutoTokenizer.from_pretrained(BASE)("Given a list", return_tensors="pt")["input_ids"]
     settings = [compute(), compute(keep_factors=True), compute(keep_factors=True)]  # made, written, read
+    settings += [compute(keep_factors=True, factors=home) for home in ("cpu", "disk")]
     with torch.no_grad():
-        first, *others = [load_trained(BASE, tmp_path / "adapter", each)(ids).logits for each in settings]
+        loaded = [load_trained(BASE, tmp_path / "adapter", each) for each in settings]
+        homes = [{layer.factors.home for layer in spectral_layers(policy).values()} for policy in loaded]
+        assert homes == [{None}, {None}, {None}, {"cpu"}, {"disk"}]
+        first, *others = [policy(ids).logits for policy in loaded]
         assert not torch.equal(first, load_base(BASE, compute())(ids).logits)
     assert all(torch.equal(first, other) for other in others)
-    assert len(list((tmp_path / "scratch/factors").iterdir())) == len(spectral_layers(policy))
+    stored = [path.name for path in (tmp_path / "scratch/factors").iterdir()]
+    assert len([name for name in stored if not name.endswith("-weight.safetensors")]) == len(spectral_layers(policy))

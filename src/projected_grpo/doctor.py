@@ -78,11 +78,12 @@ def _scale(params: Params, root: Path) -> Diagnosis:
     except LabError as error:
         return Diagnosis((), (_correction(error),))
     cores, shape = readiness.cores(), readiness.shape_of(needs.base, root)
-    memory = _memory_gib("MemAvailable"), _memory_gib("MemTotal")
-    device = readiness.device_of(needs.compute, *(int(gib * readiness.GIB) for gib in memory))
+    free, whole = (int(_memory_gib(field) * readiness.GIB) for field in ("MemAvailable", "MemTotal"))
+    device = readiness.device_of(needs.compute, free, whole)
     reports = [
         readiness.check_device(needs, device, shape, start),
         readiness.check_memory(needs, device, shape, cores, start),
+        readiness.check_factors(needs, device, shape, cores, start, free),
         readiness.check_engine(needs),
         readiness.check_grading(needs, cores, start),
         readiness.check_disk(needs, shape, root),

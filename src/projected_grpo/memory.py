@@ -3,14 +3,15 @@
 Resident parts live through a whole step. Beside them sampling's parts live, or those of the update, or those of an
 extraction of V from pairs, so that the peak is the resident ones and the largest of the three. Weights, factors,
 optimizer and cache are exact; activations are the tensors that autograd keeps in a transformer with gated MLPs and
-fused attention, logits those of TRL's chunks. What an allocator loses between tensors is not counted: leave a tenth
-free.
+fused attention, logits those of TRL's chunks. What an allocator loses between tensors is not counted, nor what one
+matrix's fold or gradient needs besides its operands: leave a tenth free.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -99,6 +100,11 @@ class Shape:
         """Numbers in all U and Vh."""
         return self.layers * sum(min(pair) * sum(pair) for pair in self.matrices)
 
+    @property
+    def visiting(self) -> int:
+        """Numbers in W, U and Vh of the matrix in which they are most: what is folded, or differentiated, at a time."""
+        return max(rows * columns + min(rows, columns) * (rows + columns) for rows, columns in self.matrices)
+
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
@@ -109,16 +115,19 @@ class Estimate:
     update: Mapping[str, int]
     extraction: Mapping[str, int]
     evaluation: Mapping[str, int]
+    start: Mapping[str, int] = dataclasses.field(default_factory=dict)  # nothing, where a process keeps all it loads
+    host: int = 0  # of the host's memory, where U, Vh and W live there
+    pinned: int = 0  # the same for a CUDA device
 
     @property
     def peak(self) -> int:
-        """At the worst moment of the pipeline."""
+        """Of the device, at the worst moment of the pipeline."""
         return sum(self.resident.values()) + max(sum(parts.values()) for parts in self.moments.values())
 
     @property
     def moments(self) -> dict[str, Mapping[str, int]]:
         """What comes on top of the resident parts, by the moment; never two of them together."""
-        names = ("sampling", "update", "extraction", "evaluation")
+        names = (*(("start",) if self.start else ()), "sampling", "update", "extraction", "evaluation")
         return {name: getattr(self, name) for name in names}
 
 
@@ -132,13 +141,14 @@ def estimate(
     processes: int = 1,
     evaluated: tuple[int, int] = (0, 0),
     sampler: int | None = None,
+    shards: int = 1,
 ) -> Estimate:
     """Of one process that trains, or evaluates.
 
     prompt_tokens: of the longest prompt. pair_tokens: of the longest pair's prompt and of its answer. axes: k of the
     arm's V, beside the one that every arm is measured with. evaluated: completions that gate or evaluation sample
     together, and the tokens of each at most. sampler: bytes that a vLLM beside training holds, which samples in place
-    of the model; None where the model does it.
+    of the model; None where the model does it. shards: processes over which the frozen weights are dealt.
     """
     width = WIDTH[compute.dtype]
     share = grpo.prompts * grpo.samples // processes
@@ -147,29 +157,72 @@ def estimate(
     texts, kept = compute.micro_batch or TEXTS_PER_PASS, compute.model_copy(update={"checkpointing": False})
     rollouts = grpo.prompts * grpo.samples * shape.ranks * FLOAT32 if grpo.rollout_gradients else 0
     beside = {} if sampler is None else {"vLLM": sampler}  # it keeps its share while others work
+    whole = gathered(shape, width) if shards > 1 else {}
+    weights = math.ceil(shape.numbers * width / shards)
+    visiting = {} if compute.factors == "device" else {"a visiting W, U, Vh": shape.visiting * width}
     return Estimate(
         resident={
-            "weights": shape.numbers * width,
-            "folded weights": shape.adapted * width,
-            "factors": shape.factors * width + shape.ranks * FLOAT32,
+            "weights": weights,
+            **adapter(shape, compute),
             "deltas and optimizer": shape.ranks * FLOAT32 * 4,  # delta, gradient, two moments
             "directions": shape.ranks * FLOAT32 * (grpo.measure_k + axes + 1),
         },
-        sampling=beside or decoding(shape, together, length, width),
-        evaluation=decoding(shape, evaluated[0], prompt_tokens + evaluated[1], width),
+        sampling={**(beside or decoding(shape, together, length, width)), **whole},
+        evaluation={**decoding(shape, evaluated[0], prompt_tokens + evaluated[1], width), **whole},
         update={
             "activations": activations(shape, rows * length, compute),
             "logits of training": logits_of_training(shape, rows * grpo.max_new_tokens),
             "gradients by rollout": rollouts,
+            **visiting,
+            **whole,
             **beside,
         },
         extraction={
             "activations of pairs": activations(shape, texts * sum(pair_tokens), kept),
             # As the model makes them, in float32, their log-probabilities and the gradient of these.
             "logits of pairs": texts * pair_tokens[1] * shape.vocabulary * (width + 3 * FLOAT32),
+            **visiting,
+            **whole,
             **beside,  # where V is refreshed
         },
+        start={"weights not dealt yet": shape.numbers * width - weights} if shards > 1 else {},
+        host=on_host(shape, compute, shards),
+        pinned=on_host(shape, compute, shards, pinned=True),
     )
+
+
+def adapter(shape: Shape, compute: ComputeSettings) -> dict[str, int]:
+    """The frozen part of the adapter on the device: all of it, or S alone, where W' takes the place of W."""
+    width, values = WIDTH[compute.dtype], shape.ranks * FLOAT32
+    if compute.factors != "device":
+        return {"factors": values}
+    return {"folded weights": shape.adapted * width, "factors": shape.factors * width + values}
+
+
+def on_host(shape: Shape, compute: ComputeSettings, shards: int = 1, pinned: bool = False) -> int:
+    """Bytes of the host's memory that each process takes for U, Vh and its rows of W; mapped files belong to none.
+
+    pinned: for a CUDA device, where torch rounds each tensor up to a power of two.
+    """
+    if compute.factors != "cpu":
+        return 0
+    sizes = [
+        numbers * WIDTH[compute.dtype]
+        for rows, columns in shape.matrices
+        for numbers in (
+            rows * min(rows, columns),
+            min(rows, columns) * columns,
+            math.ceil(rows / shards) * columns,
+        )
+    ]
+    return shape.layers * sum(1 << (size - 1).bit_length() if pinned else size for size in sizes)
+
+
+def gathered(shape: Shape, width: int) -> dict[str, int]:
+    """Weights that are whole for a while where they are dealt over processes: one block, the next, which is on its way,
+    and the embeddings, which belong to no block."""
+    blocks = 2 * shape.adapted // shape.layers
+    return {"gathered weights": (blocks + shape.embedded) * width}
 
 
 def decoding(shape: Shape, together: int, length: int, width: int) -> dict[str, int]:

@@ -48,7 +48,8 @@ def load_policy(base: Path, compute: ComputeSettings) -> PreTrainedModel:
 def load_trained(base: Path, adapter: Path, compute: ComputeSettings) -> PreTrainedModel:
     """The model under the adapter saved in the folder `adapter`, as it is deployed. Raises as `load_base`."""
     config = SpectralConfig.from_pretrained(adapter)
-    config.basis_cache = adapter_config(compute).basis_cache
+    here = adapter_config(compute)  # what belongs to this machine is not saved with an adapter
+    config.basis_cache, config.factors_device = here.basis_cache, here.factors_device
     return PeftModel.from_pretrained(load_base(base, compute), adapter, config=config)
 
 
@@ -58,6 +59,7 @@ def adapter_config(compute: ComputeSettings) -> SpectralConfig:
         target_modules="all-linear",
         task_type="CAUSAL_LM",
         factors_dtype=None if compute.dtype == "float32" else compute.dtype,
+        factors_device=None if compute.factors == "device" else compute.factors,
         basis_cache=str(scratch_root() / "factors") if compute.keep_factors else None,
     )
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from projected_grpo.memory import Estimate, Shape, estimate
+from projected_grpo.memory import FLOAT32, WIDTH, Estimate, Shape, estimate
 from projected_grpo.parallel import side_by_side
 from projected_grpo.settings.base import BaseSettings
 from projected_grpo.settings.compute import ComputeSettings
@@ -100,8 +100,9 @@ class Needs:
         """Does a vLLM share the device of training?"""
         return self.engine.kind == "vllm" and self.engine.mode == "colocate"
 
-    def estimate(self, shape: Shape, processes: int = 1, memory: int = 0) -> Estimate:
-        """Of one process of a run, by part; memory: bytes of the whole device, of which a vLLM takes its share."""
+    def estimate(self, shape: Shape, processes: int = 1, memory: int = 0, shards: int = 1) -> Estimate:
+        """Of one process of a run, by part; memory: bytes of the whole device, of which a vLLM takes its share; shards:
+        processes over which the frozen weights are dealt."""
         gate, later = self.base.gate, self.sampling
         evaluated = gate.batch_size, gate.max_new_tokens  # of the model's own, whatever the engine
         if self.engine.kind == "transformers":
@@ -109,7 +110,11 @@ class Needs:
         share = round(self.engine.memory_share * memory) if self.colocated else 0
         sampler = share if self.engine.kind == "vllm" else None
         sizes = self.prompt_tokens, self.pair_tokens, self.direction.k, processes
-        return estimate(shape, self.grpo, self.compute, *sizes, evaluated=evaluated, sampler=sampler)
+        return estimate(shape, self.grpo, self.compute, *sizes, evaluated=evaluated, sampler=sampler, shards=shards)
+
+    def with_factors(self, where: str) -> Needs:
+        """The same with the frozen factors elsewhere."""
+        return dataclasses.replace(self, compute=self.compute.model_copy(update={"factors": where}))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -132,11 +137,18 @@ class _Counts(Section):
 
 @dataclasses.dataclass(frozen=True)
 class Start:
-    """processes: that a run is spread over. here: those on this machine. named: the launcher says on which cards."""
+    """processes: that a run is spread over. here: those on this machine. named: the launcher says on which cards.
+    sharded: it deals the model over the processes."""
 
     processes: int = 1
     here: int = 1
     named: bool = False
+    sharded: bool = False
+
+    @property
+    def shards(self) -> int:
+        """Over how many processes the frozen weights are dealt."""
+        return self.processes if self.sharded else 1
 
     @classmethod
     def of(cls, launcher: Launcher, root: Path) -> Start:
@@ -151,7 +163,8 @@ class Start:
         counted = {name: content[name] for name in _Counts.model_fields if name in content}
         counts = parse({"launcher": counted}, "launcher", _Counts)
         named = content.get("gpu_ids") not in (None, "all")
-        return cls(counts.num_processes, max(1, counts.num_processes // counts.num_machines), named)
+        here = max(1, counts.num_processes // counts.num_machines)
+        return cls(counts.num_processes, here, named, sharded=content.get("distributed_type") == "FSDP")
 
 
 Report = tuple[list[str], list[str]]  # lines, obstacles
@@ -183,7 +196,7 @@ def shape_of(base: BaseSettings, root: Path) -> Shape | None:
 def card_for(needs: Needs, shape: Shape, start: Start) -> int | None:
     """GB of the smallest card that would do; None: none is so large."""
     for size in CARDS:
-        if needs.estimate(shape, start.processes, size * GIB).peak <= (1 - SPARE) * size * GIB:
+        if needs.estimate(shape, start.processes, size * GIB, start.shards).peak <= (1 - SPARE) * size * GIB:
             return size
     return None
 
@@ -245,19 +258,22 @@ def check_memory(needs: Needs, device: Device | None, shape: Shape | None, cores
         where = f", for a card of {size or CARDS[-1]} GB"
     else:
         where = f" of {start.here} cards each" if device.kind == "cuda" and start.here > 1 else ""
-    found = needs.estimate(shape, start.processes, device.whole)
+    found = needs.estimate(shape, start.processes, device.whole, start.shards)
+    peak = found.peak + (found.host if device.kind == "cpu" else 0)
     # What shares one memory: seeds side by side; or, on a CPU, the processes of a run.
-    seeds = 1 if needs.launcher.root is not None else side_by_side(len(needs.seeds.root), cores)
+    seeds = _seeds_together(needs, cores)
     copies = seeds * (start.here if device.kind == "cpu" else 1)
     many = f", of {copies} {'seeds' if seeds > 1 else 'processes'} side by side" if copies > 1 else ""
-    lines = [f"memory    estimate {found.peak * copies / GIB:.1f} GiB at the peak{many}{where} (docs/scaling.md):"]
+    lines = [f"memory    estimate {peak * copies / GIB:.1f} GiB at the peak{many}{where} (docs/scaling.md):"]
     for moment, sizes in {"resident": found.resident, **found.moments}.items():
         parts = ", ".join(f"{name} {size / GIB:.2f}" for name, size in sizes.items() if size)
         lines.append(f"          {moment}: {parts or 'nothing more'}")
+    if peak > found.peak:
+        lines.append(f"          in the same memory, as the device is the CPU: U, Vh and W {found.host / GIB:.2f}")
     room = int((1 - SPARE) * device.free)
-    if found.peak * copies <= room:
+    if peak * copies <= room:
         return lines, []
-    fewer = room // found.peak
+    fewer = room // peak
     if fewer and seeds > 1:
         file = f"configs/accelerate/one_{'cpu' if device.kind == 'cpu' else 'gpu'}.yaml"
         at_most = f"at most {fewer} seed{'s' if fewer > 1 else ''}"
@@ -266,12 +282,48 @@ def check_memory(needs: Needs, device: Device | None, shape: Shape | None, cores
         change = f"set a launcher of at most {fewer} process{'es' if fewer > 1 else ''}"
     else:
         change = _smaller(needs, found)
-    return lines, [f"{found.peak * copies / GIB:.0f} GiB will not fit: {change}"]
+    if device.kind == "cuda" and needs.compute.factors == "device":
+        less = needs.with_factors("cpu").estimate(shape, start.processes, device.whole, start.shards).peak
+        also = "or" if less * copies <= room else "and"
+        change += f", {also} set compute.factors: cpu ({(peak - less) * copies / GIB:.1f} GiB less)"
+    return lines, [f"{peak * copies / GIB:.0f} GiB will not fit: {change}"]
+
+
+def _seeds_together(needs: Needs, cores: int) -> int:
+    """Seeds that train at the same time."""
+    return 1 if needs.launcher.root is not None else side_by_side(len(needs.seeds.root), cores)
+
+
+def check_factors(
+    needs: Needs, device: Device | None, shape: Shape | None, cores: int, start: Start, free: int
+) -> Report:
+    """Where U and Vh live, against a sharded model and the host's memory, of which `free` bytes can be had."""
+    obstacles = []
+    if start.sharded and needs.compute.factors == "device":
+        obstacles.append(
+            "set compute.factors: cpu or disk: it must not be device where the launcher shards the model, as U, Vh and "
+            "W' would stay whole on every card"
+        )
+    on_cpu = device is not None and device.kind == "cpu"  # counted with the rest of that memory: `check_memory`
+    if shape is None or on_cpu or needs.compute.factors != "cpu":
+        return [], obstacles
+    each = needs.estimate(shape, start.processes, shards=start.shards).pinned
+    processes = start.here * _seeds_together(needs, cores)
+    many = f" in each of {processes} processes, {each * processes / GIB:.1f} GiB in all" if processes > 1 else ""
+    lines = [f"host      U, Vh and W, pinned: {each / GIB:.1f} GiB{many}; {free / GIB:.1f} GiB of memory free"]
+    if device is not None and each * processes > (1 - SPARE) * free:
+        keep = "" if needs.compute.keep_factors else ", with keep_factors: true"
+        shared = f"set compute.factors: disk{keep}, whose files all processes share"
+        obstacles.append(f"{each * processes / GIB:.0f} GiB will not fit into the host's memory: {shared}")
+    return lines, obstacles
 
 
 def _smaller(needs: Needs, found: Estimate) -> str:
     """The setting that takes most off the peak."""
-    sampling, update, extraction, evaluation = (sum(parts.values()) for parts in found.moments.values())
+    sizes = {moment: sum(parts.values()) for moment, parts in found.moments.items()}
+    sampling, update, extraction, evaluation = (sizes[x] for x in ("sampling", "update", "extraction", "evaluation"))
+    if sizes.get("start", 0) > max(sampling, update, extraction, evaluation):
+        return "run on cards that bear the whole base, which is loaded before it is dealt"
     if evaluation > max(sampling, update, extraction):
         return "lower batch_size of sampling and of base.gate"
     if needs.colocated and (share := found.sampling["vLLM"]) > max(update, extraction) - share:
@@ -317,7 +369,9 @@ def check_disk(needs: Needs, shape: Shape | None, root: Path) -> Report:
         return [f"disk      {free / GIB:.1f} GiB free"], []
     resident = needs.estimate(shape).resident
     wanted = 2 * resident["weights"]  # as downloaded, and as the stage's output
-    wanted += resident["factors"] if needs.compute.keep_factors else 0
+    width = WIDTH[needs.compute.dtype]
+    wanted += shape.factors * width + shape.ranks * FLOAT32 if needs.compute.keep_factors else 0
+    wanted += shape.adapted * width if needs.compute.factors == "disk" else 0  # W, which is mapped like U and Vh
     wanted += 2 * resident["deltas and optimizer"] * len(needs.seeds.root)  # the two newest resume points
     lines = [f"disk      {wanted / GIB:.1f} GiB wanted, {free / GIB:.1f} GiB free"]
     return lines, [] if wanted < free else [f"free {(wanted - free) / GIB:.0f} GiB of disk"]

@@ -21,8 +21,9 @@ from projected_grpo.storage import sha256_file
 FILES = ("hack", "placebo", "random", "permuted", "flipped", "clean")
 TOKENS = 64
 CPU = ComputeSettings(
-    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
-)
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False,
+    factors="device",
+)  # fmt: skip
 
 
 def settings(direction_file: Path | None = None) -> ExtractSettings:

@@ -18,8 +18,9 @@ from projected_grpo.spectral import SpectralConfig, deltas
 
 BASE = Path(__file__).resolve().parents[2] / "data" / "shipped" / "micro"
 CPU = ComputeSettings(
-    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
-)
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False,
+    factors="device",
+)  # fmt: skip
 
 
 def settings(**changes: object) -> SamplingSettings:

@@ -32,8 +32,9 @@ GATE = GateSettings(
     batch_size=3,
 )
 CPU = ComputeSettings(
-    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
-)
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False,
+    factors="device",
+)  # fmt: skip
 RECIPE = PretrainSettings(steps=2, batch_size=2, learning_rate=3e-3, seed=0, attempts=2)
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"samples": 8, "hack_rate": 0.03, "pass_rate": 0.2}

@@ -37,8 +37,9 @@ SETTINGS = GrpoSettings(
 )  # no two alike, none a default: a mix-up shows
 
 COMPUTE = ComputeSettings(
-    device="cpu", dtype="float32", micro_batch=None, generate_batch=9, checkpointing=False, keep_factors=False
-)
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=9, checkpointing=False, keep_factors=False,
+    factors="device",
+)  # fmt: skip
 
 FROM_SETTINGS = {
     "max_steps": 41,
@@ -199,8 +200,10 @@ def test_several_gpus_want_a_launcher(tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 8)
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with pytest.raises(LabError, match=r"launcher: null\n.*8 here"):
+    with pytest.raises(LabError, match=r"launcher: null\n.*8 here") as refusal:
         grpo_config(SETTINGS, COMPUTE.model_copy(update={"device": "auto"}), 3, tmp_path)
+    assert "eight_gpus.yaml to use all, or hide the others with CUDA_VISIBLE_DEVICES=0" in refusal.value.fix
+    assert "one_gpu" not in refusal.value.fix, "a file that starts one process is refused here as well"
     assert grpo_config(SETTINGS, COMPUTE, 3, tmp_path).use_cpu, "the CPU is one device"
 
 

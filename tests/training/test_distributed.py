@@ -32,7 +32,8 @@ from projected_grpo.training.ranks import Ranks
 from projected_grpo.training.spec import RunSpec
 
 CPU = ComputeSettings(
-    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False
+    device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False,
+    factors="device",
 )
 
 

@@ -1,4 +1,5 @@
-"""A step in portions: four passes of three completions train what one pass of twelve does."""
+"""A step in portions: four passes of three completions train what one pass of twelve does. And with factors that live
+elsewhere the same, bit for bit."""
 
 from __future__ import annotations
 
@@ -9,12 +10,14 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from safetensors.torch import load_file
 from same_run import BOTH, FILES, GRPO, STRICT, assert_same_run, replay, sampled
 from training_lab import Lab, silent
 from trl import GRPOTrainer
 
 from projected_grpo.directions.extract import pad_right
+from projected_grpo.spectral import spectral_layers
 from projected_grpo.storage import SCRATCH_VARIABLE
 from projected_grpo.training import run as run_module
 from projected_grpo.training.spec import RunSpec
@@ -100,9 +103,57 @@ def test_half_precision_trains_float32_deltas(lab: Lab, tmp_path: Path, monkeypa
     assert {str(load_file(path)["U"].dtype) for path in kept} == {"torch.bfloat16"}
 
 
+@pytest.mark.parametrize(
+    ("factors", "arm", "adapters", "grpo"),
+    [
+        ("cpu", "projected", FILES, {"kl_beta": 0.05}),  # its reference is the plain W, which comes back for it
+        ("disk", "projected", FILES, {"kl_beta": 0.05}),
+        ("cpu", "routed", BOTH, {}),
+    ],
+)
+def test_factors_away_from_the_device_train_the_same_adapter(
+    lab: Lab,
+    scratch: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    factors: str,
+    arm: str,
+    adapters: Sequence[str],
+    grpo: dict[str, Any],
+) -> None:
+    """Nothing is replayed: what W' samples in W's place is the same as well."""
+    spec = lab.spec(arm, **GRPO, **grpo)
+    here = result(spec)
+    homes: set[str | None] = set()
+    build = run_module.build_trainer
+
+    def watched(*given: Any, **named: Any) -> Any:
+        trainer = build(*given, **named)
+        homes.update(layer.factors.home for layer in spectral_layers(trainer.model).values())
+        return trainer
+
+    monkeypatch.setattr(run_module, "build_trainer", watched)
+    away = result(in_portions(spec, factors=factors, keep_factors=True))
+    assert away != here
+    assert homes == {factors}
+    for name in adapters:
+        expected, got = (load_file(run / "adapter" / name) for run in (here, away))
+        assert expected.keys() == got.keys()
+        assert all(torch.equal(got[module], delta) for module, delta in expected.items())
+        assert any(delta.abs().max() > 1e-2 for delta in expected.values()), "nothing was learned"
+    steps, steps_away = (pd.read_csv(run / "steps.csv") for run in (here, away))
+    pd.testing.assert_frame_equal(steps_away, steps, check_exact=True)
+    assert (steps["kl"] > 0).any() == bool(grpo)
+    stored = list((scratch / "factors").glob("*-weight.safetensors"))
+    assert bool(stored) == (factors == "disk")
+
+
 def test_portions_belong_to_a_runs_key_and_where_factors_lie_does_not(lab: Lab) -> None:
     spec = lab.spec("vanilla")
     changes: list[dict[str, Any]] = [{}, {"micro_batch": 4}, {"generate_batch": 4}, {"dtype": "bfloat16"}]
     keys = {run_module.run_key(in_portions(spec, **change)) for change in changes}
     assert len(keys) == len(changes)
     assert run_module.run_key(in_portions(spec, keep_factors=True)) in keys
+    # Away from the device they are never applied to a few tokens one by one, which rounds differently.
+    cpu, disk = (run_module.run_key(in_portions(spec, factors=home, keep_factors=True)) for home in ("cpu", "disk"))
+    assert cpu == disk
+    assert cpu not in keys

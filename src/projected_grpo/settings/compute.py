@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
-from projected_grpo.settings.section import Count, Section
+from pydantic import model_validator
+
+from projected_grpo.settings.section import Count, Section, broken_rule
 
 
 class ComputeSettings(Section):
@@ -29,3 +31,16 @@ class ComputeSettings(Section):
     keep_factors: bool
     """keep the singular vectors of the base in the scratch store (twice its size on disk) instead of computing them at
     each start; from 100 M parameters on that takes minutes"""
+
+    factors: Literal["device", "cpu", "disk"]
+    """where the frozen U and Vh live. device: beside the weights W, with a folded copy W' of them. Else W' takes the
+    place of W, which stays with U and Vh, and one matrix's at a time visit the device, in each backward pass and where
+    W' is made. cpu: in the host's memory, of each process, pinned for a CUDA device; disk: mapped from the files of
+    keep_factors, which all processes of a host share"""
+
+    @model_validator(mode="after")
+    def _files_to_map(self) -> Self:
+        if self.factors == "disk" and not self.keep_factors:
+            fix = "set compute.keep_factors: true, or factors: cpu"
+            raise broken_rule("factors", "disk", "needs keep_factors, whose files are mapped", fix)
+        return self

@@ -32,7 +32,7 @@ def grpo_config(
     device = device_of(compute)
     if device.type == "cuda" and torch.cuda.device_count() > 1 and "WORLD_SIZE" not in os.environ:
         rule = f"must be set where a process sees several GPUs ({torch.cuda.device_count()} here): one trains on one"
-        fix = "set configs/accelerate/eight_gpus.yaml or one_gpu.yaml, or hide the others with CUDA_VISIBLE_DEVICES=0"
+        fix = "set configs/accelerate/eight_gpus.yaml to use all, or hide the others with CUDA_VISIBLE_DEVICES=0"
         raise LabError(setting="launcher", value=None, rule=rule, fix=fix)
     share = settings.prompts * settings.samples // processes
     batch = compute.micro_batch or share

@@ -52,6 +52,9 @@ class RunSpec:
         resolved = {name: section.model_dump(mode="json") for name, section in sections.items()}
         resolved["grpo"].pop("save_every")
         resolved["compute"].pop("keep_factors")
+        # Away from the device they are always folded, on it not in passes of few tokens: another rounding.
+        if resolved["compute"].pop("factors") != "device":
+            resolved["compute"]["always_folded"] = True
         if resolved["arm_settings"]["teacher"]:
             resolved["arm_settings"]["teacher"].pop("pool")
         for name in ("workers", "max_error_share", "allow_weak"):  # how fast and how patiently, not what is decided
