@@ -241,13 +241,8 @@ def test_a_sharded_model_deals_its_weights_and_wants_factors_elsewhere(tmp_path:
     assert asked.estimate(QWEN, 8, shards=8).resident["weights"] * 8 == asked.estimate(QWEN, 8).resident["weights"]
     lines, obstacles = check_memory(asked, H100, QWEN, 32, start)
     assert lines[1].startswith("          resident: weights 0.94")
-    assert lines[2] == "          start: weights not dealt yet 6.56"
+    assert lines[2].endswith("gathered weights 1.64")
     assert obstacles == []
-    base, sampling = (read_params(ROOT / "params.yaml")["scales"]["qwen3-4b"][name] for name in ("base", "sampling"))
-    one = {"base": base | {"gate": base["gate"] | {"batch_size": 1}}, "sampling": sampling | {"batch_size": 1}}
-    less = needs("qwen3-4b", json.loads(json.dumps(one)), generate_batch=1, micro_batch=1)
-    _, [obstacle] = check_memory(less, Device("cuda", "a card", 8 * GIB, 8 * GIB), QWEN, 32, start)
-    assert obstacle.endswith("run on cards that bear the whole base, which is loaded before it is dealt")
     lines, obstacles = check_factors(asked, H100, QWEN, 32, start, 130 * GIB)
     assert "U, Vh and W, pinned: 13.7 GiB in each of 8 processes" in lines[0], "W is dealt there, too"
     assert obstacles == []
@@ -258,6 +253,11 @@ def test_a_sharded_model_deals_its_weights_and_wants_factors_elsewhere(tmp_path:
         "would stay whole on every card"
     )
     assert check_factors(whole, H100, QWEN, 32, EIGHT, 99 * GIB) == ([], [])
+    served = needs("qwen3-4b", {"engine": {"kind": "vllm"}})
+    _, [obstacle] = check_factors(served, H100, QWEN, 32, start, 130 * GIB)
+    assert obstacle == "set engine.kind: transformers: vLLM would be handed parts of a model that is sharded"
+    (tmp_path / "one.yaml").write_text("distributed_type: FSDP\nnum_processes: 1\n")
+    assert Start.of(Launcher("one.yaml"), tmp_path) == ALONE
 
 
 def test_a_launcher_says_how_many_processes_it_starts(tmp_path: Path) -> None:

@@ -115,7 +115,6 @@ class Estimate:
     update: Mapping[str, int]
     extraction: Mapping[str, int]
     evaluation: Mapping[str, int]
-    start: Mapping[str, int] = dataclasses.field(default_factory=dict)  # nothing, where a process keeps all it loads
     host: int = 0  # of the host's memory, where U, Vh and W live there
     pinned: int = 0  # the same for a CUDA device
 
@@ -127,7 +126,7 @@ class Estimate:
     @property
     def moments(self) -> dict[str, Mapping[str, int]]:
         """What comes on top of the resident parts, by the moment; never two of them together."""
-        names = (*(("start",) if self.start else ()), "sampling", "update", "extraction", "evaluation")
+        names = ("sampling", "update", "extraction", "evaluation")
         return {name: getattr(self, name) for name in names}
 
 
@@ -159,6 +158,8 @@ def estimate(
     beside = {} if sampler is None else {"vLLM": sampler}  # it keeps its share while others work
     whole = gathered(shape, width) if shards > 1 else {}
     weights = math.ceil(shape.numbers * width / shards)
+    # Extraction and evaluation are stages of one process each, which holds all that it loads.
+    alone = {"weights that others hold in training": shape.numbers * width - weights} if shards > 1 else {}
     visiting = {} if compute.factors == "device" else {"a visiting W, U, Vh": shape.visiting * width}
     return Estimate(
         resident={
@@ -168,7 +169,7 @@ def estimate(
             "directions": shape.ranks * FLOAT32 * (grpo.measure_k + axes + 1),
         },
         sampling={**(beside or decoding(shape, together, length, width)), **whole},
-        evaluation={**decoding(shape, evaluated[0], prompt_tokens + evaluated[1], width), **whole},
+        evaluation={**decoding(shape, evaluated[0], prompt_tokens + evaluated[1], width), **alone},
         update={
             "activations": activations(shape, rows * length, compute),
             "logits of training": logits_of_training(shape, rows * grpo.max_new_tokens),
@@ -182,10 +183,9 @@ def estimate(
             # As the model makes them, in float32, their log-probabilities and the gradient of these.
             "logits of pairs": texts * pair_tokens[1] * shape.vocabulary * (width + 3 * FLOAT32),
             **visiting,
-            **whole,
+            **alone,
             **beside,  # where V is refreshed
         },
-        start={"weights not dealt yet": shape.numbers * width - weights} if shards > 1 else {},
         host=on_host(shape, compute, shards),
         pinned=on_host(shape, compute, shards, pinned=True),
     )
@@ -219,10 +219,10 @@ def on_host(shape: Shape, compute: ComputeSettings, shards: int = 1, pinned: boo
 
 
 def gathered(shape: Shape, width: int) -> dict[str, int]:
-    """Weights that are whole for a while where they are dealt over processes: one block, the next, which is on its way,
-    and the embeddings, which belong to no block."""
-    blocks = 2 * shape.adapted // shape.layers
-    return {"gathered weights": (blocks + shape.embedded) * width}
+    """Weights that are whole for a while where they are dealt over processes. FSDP2 gathers into one buffer and copies
+    out of it: the embeddings twice, and the first block; later the embeddings, a block, its buffer and the next one."""
+    block = shape.adapted // shape.layers
+    return {"gathered weights": max(2 * shape.embedded + block, shape.embedded + 3 * block) * width}
 
 
 def decoding(shape: Shape, together: int, length: int, width: int) -> dict[str, int]:

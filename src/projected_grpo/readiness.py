@@ -164,7 +164,8 @@ class Start:
         counts = parse({"launcher": counted}, "launcher", _Counts)
         named = content.get("gpu_ids") not in (None, "all")
         here = max(1, counts.num_processes // counts.num_machines)
-        return cls(counts.num_processes, here, named, sharded=content.get("distributed_type") == "FSDP")
+        sharded = content.get("distributed_type") == "FSDP" and counts.num_processes > 1
+        return cls(counts.num_processes, here, named, sharded)
 
 
 Report = tuple[list[str], list[str]]  # lines, obstacles
@@ -304,6 +305,8 @@ def check_factors(
             "set compute.factors: cpu or disk: it must not be device where the launcher shards the model, as U, Vh and "
             "W' would stay whole on every card"
         )
+    if start.sharded and needs.engine.kind == "vllm":
+        obstacles.append("set engine.kind: transformers: vLLM would be handed parts of a model that is sharded")
     on_cpu = device is not None and device.kind == "cpu"  # counted with the rest of that memory: `check_memory`
     if shape is None or on_cpu or needs.compute.factors != "cpu":
         return [], obstacles
@@ -322,8 +325,6 @@ def _smaller(needs: Needs, found: Estimate) -> str:
     """The setting that takes most off the peak."""
     sizes = {moment: sum(parts.values()) for moment, parts in found.moments.items()}
     sampling, update, extraction, evaluation = (sizes[x] for x in ("sampling", "update", "extraction", "evaluation"))
-    if sizes.get("start", 0) > max(sampling, update, extraction, evaluation):
-        return "run on cards that bear the whole base, which is loaded before it is dealt"
     if evaluation > max(sampling, update, extraction):
         return "lower batch_size of sampling and of base.gate"
     if needs.colocated and (share := found.sampling["vLLM"]) > max(update, extraction) - share:

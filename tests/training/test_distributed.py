@@ -11,45 +11,53 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
+from accelerate import Accelerator
 from gloo_ranks import in_ranks, join
+from peft import get_peft_model
 from same_run import BOTH, FILES, GRPO, STRICT, Completions, assert_same_run, replay, sampled
 from torch import Tensor
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.tensor import DTensor
 from training_lab import ROOT, Lab, silent
+from transformers import AutoModelForCausalLM
 from trl import GRPOTrainer
 
 from projected_grpo.errors import LabError
 from projected_grpo.interventions.base import DEFAULT, Intervention, Parts, Rollouts, StepGradients
 from projected_grpo.policy import load_policy
 from projected_grpo.problems.schema import Problem
+from projected_grpo.settings.arms import ArmSettings, TeacherSettings
 from projected_grpo.settings.compute import ComputeSettings
-from projected_grpo.spectral import GradientCollector, deltas
+from projected_grpo.settings.engine import EngineSettings
+from projected_grpo.spectral import SpectralConfig, deltas
 from projected_grpo.storage import SCRATCH_VARIABLE
 from projected_grpo.training import run as run_module
 from projected_grpo.training.pool import TeacherRollout
-from projected_grpo.training.ranks import Ranks
+from projected_grpo.training.ranks import SHARDED, Ranks, take_over_sharding
+from projected_grpo.training.sharding import shard
 from projected_grpo.training.spec import RunSpec
 
 CPU = ComputeSettings(
     device="cpu", dtype="float32", micro_batch=None, generate_batch=None, checkpointing=False, keep_factors=False,
     factors="device",
-)
+)  # fmt: skip
 
 
-def one_rank(index: int, count: int, port: int, spec: RunSpec, scratch: str, completions: Completions) -> None:
-    """A rank of a run that samples what it is given."""
+def one_rank(index: int, count: int, port: int, spec: RunSpec, scratch: str, said: Completions | None) -> None:
+    """A rank of a run that samples what it is given; None: what it will."""
     join(index, count, port, PROJECTED_GRPO_SCRATCH=scratch)
-    GRPOTrainer._generate_single_turn = replay(completions)
+    if said is not None:
+        GRPOTrainer._generate_single_turn = replay(said)
     heard: list[int] = []
     run_module.train_run(spec, lambda step, _: heard.append(step))
     assert heard == (list(range(spec.grpo.steps)) if index == 0 else []), "rank 0 alone tells of the steps"
     torch.distributed.destroy_process_group()
 
 
-def train_spread(spec: RunSpec, scratch: Path, completions: Completions, body: Callable[..., None] = one_rank) -> Path:
-    """Train over two processes of gloo; returns the result's folder."""
-    in_ranks(body, spec, str(scratch), completions)
+def train_spread(
+    spec: RunSpec, scratch: Path, said: Completions | None, body: Callable[..., None] = one_rank, count: int = 2
+) -> Path:
+    """Train over `count` processes of gloo; returns the result's folder."""
+    in_ranks(body, spec, str(scratch), said, count=count)
     [result] = scratch.glob("runs/*/result")
     return result / "run"
 
@@ -208,7 +216,11 @@ def test_one_process_has_nothing_to_send() -> None:
 
 @pytest.mark.parametrize(
     ("variables", "setting"),
-    [({"WORLD_SIZE": "5"}, "WORLD_SIZE"), ({"ACCELERATE_USE_FSDP": "true"}, "distributed_type")],
+    [
+        ({"WORLD_SIZE": "5"}, "WORLD_SIZE"),
+        ({"WORLD_SIZE": "2", SHARDED: "true"}, "compute.factors"),
+        ({"ACCELERATE_USE_FSDP": "true"}, "ACCELERATE_USE_FSDP"),
+    ],
 )
 def test_what_cannot_be_spread_is_refused(
     lab: Lab, scratch: Path, monkeypatch: pytest.MonkeyPatch, variables: dict[str, str], setting: str
@@ -235,37 +247,158 @@ def test_the_number_of_processes_is_part_of_a_runs_key(lab: Lab, monkeypatch: py
 # ---------------------------------------------------------------- a sharded model
 
 
-def one_shard(index: int, count: int, port: int, sharded_deltas: bool) -> None:
-    join(index, count, port)
-    torch.distributed.init_process_group("gloo")
-    tokens = torch.randint(5, 60, (4, 12), generator=torch.Generator().manual_seed(1))
-    whole, parts = (load_policy(ROOT / "data/shipped/micro", CPU) for _ in range(2))
-    for model in (whole, parts):
-        with torch.no_grad():
-            for delta in deltas(model).values():
-                delta.normal_(std=0.01, generator=torch.Generator().manual_seed(delta.numel()))
-    whole(input_ids=tokens, labels=tokens).loss.backward()
+def held(model: torch.nn.Module) -> tuple[int, int]:
+    """Numbers of the base that this process holds, and of the deltas."""
+    counts = [0, 0]
+    for name, parameter in model.named_parameters():
+        own = parameter.to_local() if isinstance(parameter, DTensor) else parameter
+        counts["spectral_delta" in name] += own.numel()
+    return counts[0], counts[1]
 
-    kept = set() if sharded_deltas else set(deltas(parts).values())
-    mesh = init_device_mesh("cpu", (count,))
-    blocks = next(module for module in parts.modules() if isinstance(module, torch.nn.ModuleList))
-    for module in (*blocks, parts):
-        fully_shard(module, mesh=mesh, ignored_params=kept & set(module.parameters()) or None)
-    share = tokens[2 * index : 2 * index + 2]
-    with GradientCollector(parts, rollouts=True) as collector:
-        parts(input_ids=share, labels=share).loss.backward()
-    ranks = Ranks.current()
-    for module, delta in deltas(whole).items():
-        expected, own = delta.grad, deltas(parts)[module].grad
-        rows = ranks.gather(collector.by_rollout()[module]) / count
-        found = own.full_tensor() if sharded_deltas else ranks.gather(own[None]).mean(0)
-        for gradient in (found, rows.sum(0)):
-            torch.testing.assert_close(gradient, expected, rtol=0, atol=1e-5 * float(expected.abs().max()))
+
+def one_sharded_rank(index: int, count: int, port: int, spec: RunSpec, scratch: str, said: Completions | None) -> None:
+    """A rank that holds its part of the base; it samples by itself where it is not given what to say."""
+    join(index, count, port, PROJECTED_GRPO_SCRATCH=scratch, ACCELERATE_USE_FSDP="true")
+    take_over_sharding()
+    Accelerator.multi_device = property(lambda _: True)  # as on GPUs, where it refuses what it finds sharded
+    if said is not None:
+        GRPOTrainer._generate_single_turn = replay(said)
+    built: list[torch.nn.Module] = []
+    build = run_module.build_trainer
+
+    def watched(*arguments: Any) -> Any:
+        trainer = build(*arguments)
+        built.append(trainer.accelerator.unwrap_model(trainer.model))
+        return trainer
+
+    run_module.build_trainer = watched
+    run_module.train_run(spec, silent)
+    base, trained = held(built[0])
+    whole, all_deltas = held(load_policy(spec.base, spec.compute))
+    assert base < whole / count * 1.05, f"{base} of {whole} numbers are held by one of {count} processes"
+    assert trained == all_deltas * len(built[0].peft_config)
     torch.distributed.destroy_process_group()
 
 
+@pytest.fixture
+def off_device(lab: Lab) -> Callable[..., RunSpec]:
+    """A run of the lab whose factors live in the host's memory, as those of a sharded base must."""
+
+    def spec(arm: str, **settings: Any) -> RunSpec:
+        found = lab.spec(arm, **GRPO | settings)
+        return dataclasses.replace(found, compute=found.compute.model_copy(update={"factors": "cpu"}))
+
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("arm", "adapters"),
+    [
+        pytest.param("vanilla", FILES, marks=pytest.mark.slow),
+        ("projected", FILES),
+        pytest.param("routed", BOTH, marks=pytest.mark.slow),
+        pytest.param("guarded", FILES, marks=pytest.mark.slow),
+    ],
+)
+def test_a_sharded_model_trains_what_a_whole_one_does(
+    off_device: Callable[..., RunSpec], scratch: Path, tmp_path: Path, arm: str, adapters: Sequence[str]
+) -> None:
+    assert scratch
+    spec = off_device(arm)
+    one = run_module.train_run(spec, silent) / "run"
+    assert_same_run(one, train_spread(spec, tmp_path / "spread", sampled(one), one_sharded_rank), adapters)
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("sharded_deltas", [False, True])
-def test_spectral_layers_have_the_same_gradients_in_a_sharded_model(sharded_deltas: bool) -> None:
-    """With torch's own FSDP; the trainer refuses it, because its hooks write whole deltas."""
-    in_ranks(one_shard, sharded_deltas)
+def test_a_sharded_model_is_held_to_its_reference(
+    off_device: Callable[..., RunSpec], scratch: Path, tmp_path: Path
+) -> None:
+    """For the KL term another adapter is active for a pass of each step; with checkpointing blocks run twice. On disk,
+    and over three processes: 128 rows are 43, 43 and 42."""
+    assert scratch
+    spec = off_device("vanilla", kl_beta=0.1, rollout_gradients=False)
+    changes = {"checkpointing": True, "keep_factors": True, "factors": "disk"}
+    spec = dataclasses.replace(spec, compute=spec.compute.model_copy(update=changes))
+    one = run_module.train_run(spec, silent) / "run"
+    assert_same_run(one, train_spread(spec, tmp_path / "spread", sampled(one), one_sharded_rank, count=3), FILES)
+    assert (pd.read_csv(one / "steps.csv")["kl"].iloc[1:] > 0).all()
+
+
+def one_sharded_reader(index: int, count: int, port: int, scratch: str) -> None:
+    """A rank that reads the logits of a sharded model: adapted, plain, adapted again."""
+    join(index, count, port, PROJECTED_GRPO_SCRATCH=scratch)
+    torch.distributed.init_process_group("gloo")
+    base, off = ROOT / "data/shipped/micro", CPU.model_copy(update={"factors": "cpu"})
+    tokens = torch.randint(5, 60, (2, 12), generator=torch.Generator().manual_seed(1))
+    whole, parts = load_policy(base, off), load_policy(base, off)
+    shard(parts, count)
+    for model in (whole, parts):
+        with torch.no_grad():
+            for delta in deltas(model).values():
+                delta.normal_(std=0.3, generator=torch.Generator().manual_seed(delta.numel()))
+    read = []
+    for model in (whole, parts):
+        with torch.no_grad():
+            adapted = model(input_ids=tokens).logits
+            with model.disable_adapter():
+                plain = model(input_ids=tokens).logits
+            read.append((adapted, plain, model(input_ids=tokens).logits))
+    for expected, found in zip(*read, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
+    adapted, plain, _ = read[1]
+    assert (adapted - plain).abs().max() > 0.1, "the adapter changes nothing"
+    torch.distributed.destroy_process_group()
+
+
+def test_a_sharded_model_goes_to_the_plain_one_and_back(tmp_path: Path) -> None:
+    in_ranks(one_sharded_reader, str(tmp_path))
+
+
+@pytest.mark.slow
+def test_a_sharded_model_samples_what_a_whole_one_does(
+    off_device: Callable[..., RunSpec], scratch: Path, tmp_path: Path
+) -> None:
+    """Completions end at different lengths on the two processes, and both go on to the longest."""
+    assert scratch
+    spec = off_device("vanilla")
+    whole = train_spread(spec, tmp_path / "whole", None, one_rank)
+    parts = train_spread(spec, tmp_path / "parts", None, one_sharded_rank)
+    assert_same_run(whole, parts, FILES)
+    lengths = [[len(ids) for ids in rows] for rows in sampled(whole).values()]
+    assert all(max(rows[:6]) != max(rows[6:]) for rows in lengths)
+
+
+def test_a_sharded_model_with_factors_on_its_device_is_refused() -> None:
+    with pytest.raises(ValueError, match="sharded only with factors_device='cpu' or 'disk'"):
+        shard(load_policy(ROOT / "data/shipped/micro", CPU), 2)
+
+
+def test_a_model_adapted_outside_its_blocks_is_not_sharded() -> None:
+    base = AutoModelForCausalLM.from_pretrained(ROOT / "data/shipped/micro", tie_word_embeddings=False)
+    policy = get_peft_model(base, SpectralConfig(target_modules=["q_proj", "lm_head"], factors_device="cpu"))
+    with pytest.raises(ValueError, match=r"sharded by its blocks, and .*lm_head'\] lie in none"):
+        shard(policy, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "setting"),
+    [
+        ({"engine": EngineSettings(kind="vllm")}, "engine.kind"),
+        ({"settings": ArmSettings(intervention="measure", teacher=TeacherSettings(pool="p", mix=0.5))},
+         "grpo.prompts"),
+    ],
+)  # fmt: skip
+def test_what_a_sharded_model_cannot_do_is_refused(
+    off_device: Callable[..., RunSpec], monkeypatch: pytest.MonkeyPatch, changes: dict[str, Any], setting: str
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(LabError) as refusal:
+        run_module.check_sharding(dataclasses.replace(off_device("vanilla"), **changes))
+    assert refusal.value.setting == setting
+
+
+def test_a_sharded_run_is_another_run(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    whole = run_module.run_key(lab.spec("vanilla"))
+    monkeypatch.setenv(SHARDED, "true")
+    assert run_module.run_key(lab.spec("vanilla")) != whole

@@ -23,12 +23,13 @@ from projected_grpo.settings.loader import read_params, section
 from projected_grpo.settings.params import check
 from projected_grpo.storage import sha256_tree
 from projected_grpo.training.launch import failure
+from projected_grpo.training.ranks import WANTED as WANTED_SHARDS
 
 CONFIGS = ROOT / "configs/accelerate"
 # file -> machines, processes, processes on each machine
 WANTED = {
     "one_gpu": (1, 1, 1), "one_cpu": (1, 1, 1), "eight_gpus": (1, 8, 8), "two_machines": (2, 16, 8),
-    "two_cpus": (1, 2, 2),
+    "two_cpus": (1, 2, 2), "eight_gpus_sharded": (1, 8, 8), "two_cpus_sharded": (1, 2, 2),
 }  # fmt: skip
 
 # As torch.distributed.elastic writes it to the standard error of the launcher.
@@ -64,10 +65,15 @@ def test_accelerate_reads_each_file_as_it_is_meant(name: str) -> None:
     machines, processes, each = WANTED[name]
     assert (config.num_machines, config.num_processes, config.mixed_precision) == (machines, processes, "no")
     arguments = accepted(name)
-    assert arguments.multi_gpu == (processes > 1), "started by something else than torchrun"
-    if arguments.multi_gpu:
-        prepare_multi_gpu_env(arguments)
+    assert (arguments.multi_gpu, arguments.use_fsdp) == (processes > 1 and not sharded(name), sharded(name))
+    if processes > 1:  # started by torchrun
+        environment = prepare_multi_gpu_env(arguments)
         assert int(arguments.nproc_per_node) == each
+        assert environment.get(WANTED_SHARDS) == ("true" if sharded(name) else None)
+
+
+def sharded(name: str) -> bool:
+    return name.endswith("_sharded")
 
 
 def accepted(name: str) -> Any:
@@ -76,12 +82,12 @@ def accepted(name: str) -> Any:
     return _validate_launch_command(launch_command_parser().parse_args(given))[0]
 
 
-@pytest.mark.parametrize("name", ["one_gpu", "eight_gpus"])
+@pytest.mark.parametrize("name", ["one_gpu", "eight_gpus", "eight_gpus_sharded"])
 def test_a_launcher_leaves_a_worker_the_cards_it_was_given(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """A worker of a queue was started with CUDA_VISIBLE_DEVICES=1: it must not train on card 0."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1")
     arguments = accepted(name)
-    if arguments.multi_gpu:
+    if arguments.multi_gpu or arguments.use_fsdp:
         environment = prepare_multi_gpu_env(arguments)
     else:
         _, environment = prepare_simple_launcher_cmd_env(arguments)
@@ -128,11 +134,12 @@ def write_launcher(lab: Lab, value: str, seeds: Sequence[int] = (1,)) -> None:
 # ---------------------------------------------------------------- killed, and continued
 
 
-def make_stage(lab: Lab, root: Path) -> Stage:
+def make_stage(lab: Lab, root: Path, launcher: str) -> Stage:
     """An arm over two processes, with a V that is refreshed and checkpoints in between."""
-    blocks = {"grpo": {"steps": 5, "save_every": 2}, "direction": {"refresh_every": 2}}
+    blocks: dict[str, dict[str, Any]] = {"grpo": {"steps": 5, "save_every": 2}, "direction": {"refresh_every": 2}}
+    blocks |= {"compute": {"factors": "cpu"}} if sharded(launcher) else {}
     stage = Stage("projected", lab.copy(root / "lab", blocks), root / "scratch")
-    write_launcher(stage.lab, "configs/accelerate/two_cpus.yaml")
+    write_launcher(stage.lab, f"configs/accelerate/{launcher}.yaml")
     return stage
 
 
@@ -159,8 +166,9 @@ def process_of_rank(rank: int, among: set[int]) -> int:
 
 @pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="finds the ranks in /proc")
-def test_a_killed_rank_ends_all_and_the_run_goes_on(lab: Lab, tmp_path: Path) -> None:
-    stage = make_stage(lab, tmp_path / "killed")
+@pytest.mark.parametrize("launcher", ["two_cpus", "two_cpus_sharded"])
+def test_a_killed_rank_ends_all_and_the_run_goes_on(lab: Lab, tmp_path: Path, launcher: str) -> None:
+    stage = make_stage(lab, tmp_path / "killed", launcher)
     process = stage.start()
     try:
         stage.await_part(process, "rollouts", 3)
@@ -177,6 +185,6 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on(lab: Lab, tmp_path: Path) ->
     stage.kill_at("rollouts", 4)  # the whole stage this time: no rank outlives its launcher
     whole = stage.finish()
     assert (run / "steps/000000.json").stat().st_ino == begun, "started anew instead of continuing"
-    other = make_stage(lab, tmp_path / "whole")
+    other = make_stage(lab, tmp_path / "whole", launcher)
     assert whole == other.finish()
     assert sha256_tree(other.out) == sha256_tree(stage.out)

@@ -106,7 +106,7 @@ def test_half_precision_trains_float32_deltas(lab: Lab, tmp_path: Path, monkeypa
 @pytest.mark.parametrize(
     ("factors", "arm", "adapters", "grpo"),
     [
-        ("cpu", "projected", FILES, {"kl_beta": 0.05}),  # its reference is the plain W, which comes back for it
+        ("cpu", "projected", FILES, {"kl_beta": 0.05}),  # W' is made for its reference, another adapter, and again
         ("disk", "projected", FILES, {"kl_beta": 0.05}),
         ("cpu", "routed", BOTH, {}),
     ],

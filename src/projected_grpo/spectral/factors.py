@@ -51,9 +51,9 @@ class Factors:
             basis = Basis(basis.U, basis.S.to(weight.device), basis.Vh)
         return cls(basis, home, cache)
 
-    def on(self, device: torch.device) -> tuple[Tensor, Tensor]:
-        """U and Vh on `device`."""
-        return self.U.to(device, non_blocking=True), self.Vh.to(device, non_blocking=True)
+    def on(self, device: torch.device, rows: slice = slice(None)) -> tuple[Tensor, Tensor]:
+        """U, or `rows` of it, and Vh on `device`."""
+        return self.U[rows].to(device, non_blocking=True), self.Vh.to(device, non_blocking=True)
 
     def plain_copy(self, weight: Tensor) -> Tensor:
         """The bits of `weight` where the factors live."""

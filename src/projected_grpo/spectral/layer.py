@@ -10,6 +10,10 @@ With factors that live elsewhere (`factors.Factors.home`), W' takes the place of
 the factors, bit for bit. It comes back when something asks for the plain model: `disable_adapter`, `unmerge`, `unload`,
 `state_dict`. Each such switch and the next folded pass cost a transfer of W and of the factors.
 
+Where the base is dealt over processes (`training.sharding`), the base layer's weight is a DTensor of which a process
+holds some rows. They are folded like a whole matrix, as row i of W' needs no other row of W and of U; `settle` does it
+before a forward pass gathers the whole.
+
 Not promised: a write to a delta through `.data`, with no optimizer step before the next forward pass, goes unseen
 (autograd does not count it); write under `torch.no_grad()`, or call `forget()` afterwards. A write to the base layer's
 weight while W' stands in its place is lost; `load_state_dict` is safe.
@@ -25,6 +29,7 @@ import torch
 import torch.nn.functional as F
 from peft.tuners.tuners_utils import BaseTunerLayer, check_adapters_to_merge
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.optim.optimizer import register_optimizer_step_post_hook
 
 from projected_grpo.spectral import kernels
@@ -179,26 +184,53 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
             self.base_layer.weight.data = plain
             return
         with torch.inference_mode(False), torch.no_grad():
-            self.base_layer.weight.copy_(plain)
+            self._held.copy_(plain)
         self._plain_copy = self._identity(), plain
 
     def _identity(self) -> tuple[object, ...]:
+        held = self._held
+        return id(self.base_layer.weight), held.data_ptr(), held._version
+
+    @property
+    def _held(self) -> Tensor:
+        """What this process holds of the base layer's weight: all of it, or its rows."""
         weight = self.base_layer.weight
-        return id(weight), weight.data_ptr(), weight._version
+        with torch.no_grad():  # with gradients it would be a view of the rows, and a new one each time
+            return weight.to_local() if isinstance(weight, DTensor) else weight
+
+    @property
+    def _rows(self) -> slice:
+        """Which rows of W these are: dealt like `torch.chunk`, the last process may have fewer or none."""
+        weight = self.base_layer.weight
+        if not isinstance(weight, DTensor):
+            return slice(None)
+        share = -(-self.out_features // weight.device_mesh.size())
+        start = min(weight.device_mesh.get_local_rank() * share, self.out_features)
+        return slice(start, start + len(self._held))
+
+    def settle(self) -> None:
+        """Put into the rows that this process holds what the coming forward pass is to multiply by: W', or W."""
+        deltas = self.active_deltas
+        if self._disable_adapters or not deltas:
+            self.restore()
+        else:
+            self._folded_in_place(deltas)
 
     def _set_aside(self) -> Tensor:
         """W where the factors live; from now on the base layer's weight may hold another."""
         if self._plain is None:
             if self._plain_copy is None or self._plain_copy[0] != self._identity():
-                self._plain_copy = self._identity(), self.factors.plain_copy(self.base_layer.weight)
+                self._plain_copy = self._identity(), self.factors.plain_copy(self._held)
             self._plain = self._plain_copy[1]
         return self._plain
 
     def fold(self, deltas: tuple[Tensor, ...]) -> Tensor:
-        """W + U diag(sum of deltas) Vh (d_out, d_in) in the dtype of W, computed in the wider, detached."""
-        device = self.base_layer.weight.device
-        weight = self.base_layer.weight if self._plain is None else self._plain.to(device, non_blocking=True)
-        U, Vh = self.factors.on(device)
+        """W + U diag(sum of deltas) Vh (d_out, d_in) in the dtype of W, computed in the wider, detached; of a sharded
+        matrix the rows that are held."""
+        held = self._held
+        device = held.device
+        weight = held if self._plain is None else self._plain.to(device, non_blocking=True)
+        U, Vh = self.factors.on(device, self._rows)
         dtype = torch.promote_types(weight.dtype, U.dtype)
         # A folded weight made while generating must still be usable in training, and autocast would round it.
         with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
@@ -225,14 +257,14 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         state = _Folded.state_of(deltas)
         if self._plain is None or self._folded is None or self._folded.state != state:
             self._put_in_place(deltas)
-            self._folded = _Folded(self.base_layer.weight.detach(), deltas, state)
-        return self._folded.weight
+            self._folded = _Folded(self._held.detach(), deltas, state)
+        return self.base_layer.weight.detach()  # of a sharded matrix the whole, as the forward pass has gathered it
 
     def _put_in_place(self, deltas: tuple[Tensor, ...]) -> None:
         self._set_aside()
         folded = self.fold(deltas)
         with torch.inference_mode(False), torch.no_grad():
-            self.base_layer.weight.copy_(folded)
+            self._held.copy_(folded)
 
     # ------------------------------------------------------------ merging
 
@@ -252,7 +284,7 @@ class SpectralLayer(nn.Module, BaseTunerLayer):
         if self.in_place:
             self._set_aside()
             with torch.inference_mode(False), torch.no_grad():
-                self.base_layer.weight.copy_(weight)
+                self._held.copy_(weight)
         else:
             self._plain = self.base_layer.weight.detach() if self._plain is None else self._plain
             self.base_layer.weight.data = weight

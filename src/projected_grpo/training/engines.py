@@ -9,6 +9,7 @@ are noted here as `generate` draws. With TRL's corrections off they go into no l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -111,7 +112,7 @@ class SamplerGap:
         mine = [float(gaps.sum()), float(len(gaps)), float(gaps.max()) if len(gaps) else 0.0]
         total, count, largest = ranks.gather(torch.tensor([mine], dtype=torch.double, device=self.device)).unbind(1)
         mean = float(total.sum() / count.sum().clamp(min=1))
-        if not self.steered:
+        if not self.steered and math.isfinite(mean):  # else the step's own figures are not finite either, and say so
             check_gap(mean, self.engine, f"step {step}", self.agreed)
         self.agreed = self.agreed or bool(count.sum())
         return dict(zip(GAP_COLUMNS, (mean, float(largest.max())), strict=True))

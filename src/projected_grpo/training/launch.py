@@ -89,8 +89,10 @@ def main() -> int:
     import torch
 
     from projected_grpo.training.display import Display
+    from projected_grpo.training.ranks import take_over_sharding
     from projected_grpo.training.run import train_run
 
+    take_over_sharding()
     task, rank = Path(sys.argv[1]), int(os.environ.get("RANK", "0"))
     spec: RunSpec = pickle.loads(task.read_bytes())
     try:

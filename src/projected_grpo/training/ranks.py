@@ -8,6 +8,7 @@ monitor that answers twice, what rank 0 says holds for all. A run in one process
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Sequence
 from typing import Any, TypeVar
 
@@ -18,6 +19,26 @@ from torch import Tensor
 from projected_grpo.errors import LabError
 
 T = TypeVar("T")
+
+WANTED = "ACCELERATE_USE_FSDP"  # how `accelerate launch` hands on that its file says FSDP
+SHARDED = "PROJECTED_GRPO_SHARDED"
+
+
+def take_over_sharding() -> None:
+    """Where the launcher's file says FSDP, the model is sharded here (`training.sharding`), and accelerate, which would
+    deal the deltas too, is told of a model that is whole."""
+    if os.environ.pop(WANTED, "false").lower() == "true":
+        os.environ[SHARDED] = "true"
+
+
+def process_count() -> int:
+    """How many processes this run is spread over, as the launcher told each of them."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def is_sharded() -> bool:
+    """Whether they hold the base in parts; see `take_over_sharding`."""
+    return SHARDED in os.environ and process_count() > 1
 
 
 @dataclasses.dataclass(frozen=True)

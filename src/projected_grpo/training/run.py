@@ -53,8 +53,9 @@ from projected_grpo.training.gauge import Gauge
 from projected_grpo.training.hooks import UpdateHooks
 from projected_grpo.training.probing import ProbeLog
 from projected_grpo.training.provenance import provenance
-from projected_grpo.training.ranks import ALONE, Ranks
+from projected_grpo.training.ranks import ALONE, WANTED, Ranks, is_sharded, process_count
 from projected_grpo.training.runlog import RunLog
+from projected_grpo.training.sharding import shard
 from projected_grpo.training.spec import RunSpec
 from projected_grpo.training.teacher import Teacher
 from projected_grpo.training.trainer import HookedTrainer, latest_checkpoint
@@ -109,6 +110,7 @@ def run_key(spec: RunSpec) -> str:
     parts: list[Any] = [spec.resolved(), spec.inputs(), source_hashes(), versions, platform.python_version()]
     processes = process_count()  # each draws its share of the completions from a generator of its own
     parts += [processes] if processes > 1 else []
+    parts += ["sharded"] if is_sharded() else []  # folds by rows, which rounds in its own way
     device = device_of(spec.compute).type  # what `auto` stands for here
     return sha256_settings(parts if device == "cpu" else [*parts, device])
 
@@ -213,25 +215,20 @@ def check_engine(spec: RunSpec, intervention: Intervention) -> None:
         raise LabError(setting="engine.mode", value="server", rule=rule, fix=f"{fix}, or choose grpo.prompts to divide")
 
 
-def process_count() -> int:
-    """How many processes this run is spread over, as the launcher told each of them."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def join_ranks(spec: RunSpec, folder: Path) -> Ranks:
     """This process among those of the run; the first call opens the process group.
 
     Raises:
-        LabError: the completions of a step cannot be dealt evenly, there is no such device, or the model is to be
+        LabError: the completions of a step cannot be dealt evenly, there is no such device, or the run cannot be
             sharded.
     """
     processes, batch = process_count(), spec.grpo.prompts * spec.grpo.samples
-    if os.environ.get("ACCELERATE_USE_FSDP", "false").lower() == "true":
-        rule = (
-            "must not shard the model: the spectral layers keep whole matrices on every process (docs/distributed.md)"
-        )
-        fix = "use a file with distributed_type MULTI_GPU, such as configs/accelerate/eight_gpus.yaml"
-        raise LabError(setting="distributed_type", value="FSDP", rule=rule, fix=fix)
+    if WANTED in os.environ:
+        rule = "must come from the launcher's file: accelerate would shard the model, deltas and all, by itself"
+        fix = "unset it, and set launcher: configs/accelerate/eight_gpus_sharded.yaml"
+        raise LabError(setting=WANTED, value=os.environ[WANTED], rule=rule, fix=fix)
+    if is_sharded():
+        check_sharding(spec)
     if processes == 1:
         return ALONE
     if batch % processes:
@@ -240,6 +237,24 @@ def join_ranks(spec: RunSpec, folder: Path) -> Ranks:
         raise LabError(setting="WORLD_SIZE", value=processes, rule=rule, fix=fix)
     grpo_config(spec.grpo, spec.compute, spec.seed, folder, processes)  # opens it with the backend of the device in use
     return Ranks.current()
+
+
+def check_sharding(spec: RunSpec) -> None:
+    """Refuse what processes that hold a part of the base each cannot do.
+
+    Raises:
+        LabError: U and Vh would stay whole on each device, vLLM would be handed rows, or a teacher would leave some
+            process with less to sample: they gather from each other at every token.
+    """
+    if spec.compute.factors == "device":
+        rule = "must not be device where the launcher shards the model: U, Vh and W' would stay whole on every one"
+        raise LabError(setting="compute.factors", value="device", rule=rule, fix="set cpu or disk")
+    if spec.engine.kind == "vllm":
+        rule = "must be transformers where the launcher shards the model: vLLM is handed whole weights"
+        raise LabError(setting="engine.kind", value="vllm", rule=rule, fix="set engine.kind: transformers")
+    if spec.settings.teacher is not None and spec.grpo.prompts % process_count():
+        rule = f"must be a multiple of the {process_count()} processes of a sharded model where a teacher writes a part"
+        raise LabError(setting="grpo.prompts", value=spec.grpo.prompts, rule=rule, fix="change it, or num_processes")
 
 
 def build_teacher(spec: RunSpec, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Teacher | None:
@@ -259,6 +274,8 @@ def build_trainer(
 ) -> HookedTrainer:
     """Everything of a run, wired; its logs are rank 0's."""
     model = load_policy(spec.base, spec.compute)
+    if is_sharded():
+        shard(model, ranks.count)
     tokenizer = AutoTokenizer.from_pretrained(spec.base, padding_side="left")
     base_hash = sha256_file(spec.base / "model.safetensors")
     hack = load_direction(spec.gauge)

@@ -28,8 +28,9 @@ from projected_grpo.training.environment import Environment, GradedBatch
 from projected_grpo.training.hooks import UpdateHooks
 from projected_grpo.training.pool import TeacherRollout
 from projected_grpo.training.probing import ProbeLog
-from projected_grpo.training.ranks import ALONE, Ranks
+from projected_grpo.training.ranks import ALONE, Ranks, is_sharded
 from projected_grpo.training.runlog import RunLog
+from projected_grpo.training.sharding import data_parallel
 from projected_grpo.training.teacher import Teacher
 
 INTERVENTION_STATE = "intervention.safetensors"
@@ -82,6 +83,11 @@ class HookedTrainer(EngineTrainer):
         model = self.accelerator.unwrap_model(self.model)
         if list(model.active_adapters) != list(self.intervention.adapters):
             activate(model, *self.intervention.adapters)
+
+    def _wrap_model(self, model: Any, training: bool = True, dataloader: Any = None) -> Any:
+        if training and is_sharded() and self.accelerator.unwrap_model(model) is model:
+            return data_parallel(model)
+        return super()._wrap_model(model, training, dataloader)
 
     # ------------------------------------------------------------ sampling and grading
 
