@@ -23,7 +23,7 @@ from projected_grpo.storage import sha256_tree
 pytestmark = pytest.mark.vllm
 
 BOUND = 0.02  # nats a token, in bfloat16
-VLLM = {"kind": "vllm", "memory_share": 0.05}
+VLLM = {"kind": "vllm", "memory_share": 0.1}
 GRPO = {"steps": 4, "prompts": 4, "samples": 6, "save_every": 2, "reward_format": 1.0}
 MakeStage = Callable[..., Stage]
 
@@ -142,7 +142,7 @@ compute = ComputeSettings(
     factors="device",
 )
 sampling = SamplingSettings(samples_per_problem=1, temperature=1.0, max_new_tokens=64, batch_size=16)
-engine = EngineSettings(kind="vllm", memory_share=0.05, dtype="float32", max_gap=0.001)
+engine = EngineSettings(kind="vllm", memory_share=0.1, dtype="float32", max_gap=0.001)
 adapter, problems = Path("data/runs/projected/1/adapter"), Path("data/problems/test.jsonl")
 sample_seed(SampleJob("projected", 1, Path("data/base"), adapter, problems, sampling, compute, engine))
 """
