@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from projected_grpo.memory import FLOAT32, WIDTH, Estimate, Shape, estimate
+from projected_grpo.memory import Estimate, Shape, estimate
 from projected_grpo.parallel import side_by_side
 from projected_grpo.settings.base import BaseSettings
 from projected_grpo.settings.compute import ComputeSettings
@@ -323,8 +323,7 @@ def check_factors(
 
 def _smaller(needs: Needs, found: Estimate) -> str:
     """The setting that takes most off the peak."""
-    sizes = {moment: sum(parts.values()) for moment, parts in found.moments.items()}
-    sampling, update, extraction, evaluation = (sizes[x] for x in ("sampling", "update", "extraction", "evaluation"))
+    sampling, update, extraction, evaluation = (sum(parts.values()) for parts in found.moments.values())
     if evaluation > max(sampling, update, extraction):
         return "lower batch_size of sampling and of base.gate"
     if needs.colocated and (share := found.sampling["vLLM"]) > max(update, extraction) - share:
@@ -368,11 +367,10 @@ def check_disk(needs: Needs, shape: Shape | None, root: Path) -> Report:
     free = shutil.disk_usage(root).free
     if shape is None:
         return [f"disk      {free / GIB:.1f} GiB free"], []
-    resident = needs.estimate(shape).resident
+    resident = needs.with_factors("device").estimate(shape).resident  # as files they are what they would be there
     wanted = 2 * resident["weights"]  # as downloaded, and as the stage's output
-    width = WIDTH[needs.compute.dtype]
-    wanted += shape.factors * width + shape.ranks * FLOAT32 if needs.compute.keep_factors else 0
-    wanted += shape.adapted * width if needs.compute.factors == "disk" else 0  # W, which is mapped like U and Vh
+    wanted += resident["factors"] if needs.compute.keep_factors else 0
+    wanted += resident["folded weights"] if needs.compute.factors == "disk" else 0  # W, mapped like U and Vh
     wanted += 2 * resident["deltas and optimizer"] * len(needs.seeds.root)  # the two newest resume points
     lines = [f"disk      {wanted / GIB:.1f} GiB wanted, {free / GIB:.1f} GiB free"]
     return lines, [] if wanted < free else [f"free {(wanted - free) / GIB:.0f} GiB of disk"]

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
-import pytest
+from refused_block import block_fault
 
-from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.loader import parse
 from projected_grpo.settings.params import check
@@ -17,11 +16,7 @@ BLOCK = {
 }  # fmt: skip
 
 
-def fault_of(block: dict[str, Any]) -> LabError:
-    with pytest.raises(ParamsError) as refusal:
-        parse({"compute": block}, "compute", ComputeSettings)
-    [fault] = refusal.value.faults
-    return fault
+fault_of = partial(block_fault, "compute", ComputeSettings)
 
 
 def test_factors_leave_the_card_of_the_large_scales_alone(lab):

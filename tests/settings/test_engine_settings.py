@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Any
+from functools import partial
 
 import pytest
+from refused_block import block_fault
 
-from projected_grpo.errors import LabError, ParamsError
+from projected_grpo.errors import ParamsError
 from projected_grpo.settings.engine import TRANSFORMERS, EngineSettings
-from projected_grpo.settings.loader import parse
 from projected_grpo.settings.params import check
 
 URL = "http://localhost:8000"
 
 
-def fault_of(block: dict[str, Any]) -> LabError:
-    with pytest.raises(ParamsError) as refusal:
-        parse({"engine": block}, "engine", EngineSettings)
-    [fault] = refusal.value.faults
-    return fault
+fault_of = partial(block_fault, "engine", EngineSettings)
 
 
 def test_every_shipped_scale_samples_with_transformers(lab):
