@@ -18,7 +18,7 @@ from projected_grpo.evaluation.registration import departures, registration
 from projected_grpo.evaluation.study import controls_of, read_study_samples
 from projected_grpo.report import folds as report
 from projected_grpo.report.tables import claim_sentence
-from projected_grpo.settings.arms import ArmSettings
+from projected_grpo.settings.arms import ArmSettings, TeacherSettings
 from projected_grpo.settings.comparison import ComparisonSettings
 from projected_grpo.settings.extract import ExtractSettings
 from projected_grpo.settings.hypotheses import HYPOTHESES, Hypotheses, read_hypotheses
@@ -56,6 +56,18 @@ def fold_samples(params: Params, fold: Fold) -> dict[str, pd.DataFrame]:
     if own.of is not None:
         samples = read_study_samples(paths_of(params, own.of).graded, _borrowed(params, fold.study, own)) | samples
     return samples
+
+
+def by_teacher(params: Params, samples: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame]]:
+    """The arms of one fold, apart by their teacher: each is compared with the first that has the same one."""
+    parts: list[tuple[TeacherSettings | None, dict[str, pd.DataFrame]]] = []
+    for arm, rows in samples.items():
+        teacher = parse(params, f"arms.{arm}", ArmSettings).teacher
+        mine = next((part for other, part in parts if other == teacher), None)
+        if mine is None:
+            parts.append((teacher, mine := {}))
+        mine[arm] = rows
+    return [part for _, part in parts]
 
 
 def judged(
@@ -107,7 +119,12 @@ def main() -> None:
     confidence = parse(params, "comparison", ComparisonSettings).confidence
     links = controls_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in params["arms"]})
     measured = [(fold, fold_samples(params, fold)) for fold in folds(params)]
-    found = [row for fold, samples in measured for row in fold_arms(fold, samples, links, confidence)]
+    found = [
+        row
+        for fold, samples in measured
+        for part in by_teacher(params, samples)
+        for row in fold_arms(fold, part, links, confidence)
+    ]
     plan = read_hypotheses()
     claims = judged(plan, measured, confidence)
     seeds = sorted(

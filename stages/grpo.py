@@ -19,7 +19,7 @@ from projected_grpo.settings.studies import Paths, paths_of
 from projected_grpo.storage import atomic_directory, copy_directory
 from projected_grpo.training.launch import launch_seeds
 from projected_grpo.training.seeds import RunFailed, train_seeds
-from projected_grpo.training.spec import RunSpec
+from projected_grpo.training.spec import RunSpec, with_named_loopholes
 
 
 def spec(params: Params, name: str, arm: ArmSettings, seed: int, paths: Paths) -> RunSpec:
@@ -27,7 +27,7 @@ def spec(params: Params, name: str, arm: ArmSettings, seed: int, paths: Paths) -
     return RunSpec(
         arm=name,
         seed=seed,
-        settings=arm,
+        settings=with_named_loopholes(arm, paths.pairs / "hack.yaml"),
         grpo=section(params, "grpo", GrpoSettings),
         compute=section(params, "compute", ComputeSettings),
         sandbox=section(params, "sandbox", SandboxSettings),

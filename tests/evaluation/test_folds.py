@@ -169,17 +169,22 @@ def test_one_seed_has_rates_and_no_differences(samples):
 def stage(samples, tmp_path, monkeypatch):
     """Run the stage in a folder of its own, with this claim on the folds."""
     params = json.loads(json.dumps(read_params(ROOT / "params.yaml")))
-    block = {"arms": ["vanilla", "projected", "random"], "problems": {"loopholes": ["run_tests", "sentinel"]}}
+    rows = samples | {
+        "vanilla_taught": samples["random"].assign(arm="vanilla_taught"),
+        "projected_taught": samples["projected"].assign(arm="projected_taught"),
+    }
+    arms = ["vanilla", "projected", "random", "vanilla_taught", "projected_taught"]
+    block = {"arms": arms, "problems": {"loopholes": ["run_tests", "sentinel"]}}
     params["studies"] = {
         "plain": block,
         "secret": {**block, "extract": {"loopholes": ["run_tests"], "bodies": "lazy"}},
     }
     (tmp_path / "params.yaml").write_text(json.dumps(params))
     plan = json.loads(json.dumps(read_params(ROOT / "hypotheses.yaml")))
-    for arm in block["arms"]:
+    for arm in arms:
         folder = tmp_path / "data/study/secret/graded" / arm
         folder.mkdir(parents=True)
-        samples[arm].to_parquet(folder / "samples.parquet")
+        rows[arm].to_parquet(folder / "samples.parquet")
     monkeypatch.chdir(tmp_path)
 
     def run(**changes: object) -> None:
@@ -213,7 +218,8 @@ def test_the_stage_writes_all_it_declares(stage, tmp_path):
     assert "H5 supported: " in (tmp_path / "plots/study/folds.md").read_text()
     assert found["secret"]["projected"]["unseen_hack_rate"] == 0.2
     table = pd.read_csv(tmp_path / "plots/study/folds.csv")
-    assert table["unseen_hack_rate"].tolist() == [0.8, 0.2, 0.6]
+    assert table["unseen_hack_rate"].tolist() == [0.8, 0.2, 0.6, 0.6, 0.2]
+    assert table["drop_pp"].fillna(0).tolist() == [0, 60, 20, 0, 40]  # with a teacher: below vanilla with that teacher
     assert {path.name for path in (tmp_path / "plots/study").iterdir()} == {
         f"folds.{kind}" for kind in ("csv", "md", "png", "svg")
     }

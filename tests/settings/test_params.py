@@ -186,6 +186,13 @@ ONE_FAULT: dict[str, tuple[Spoil, str, object, str, str]] = {
         lambda p: p["arms"]["vanilla"].update(teacher={"pool": "pool.parquet", "mix": 0.0}),
         "arms.vanilla.teacher.mix", 0.0, "must be above 0", "each group",
     ),
+    "a teacher whose loopholes are named twice": (
+        lambda p: p["arms"]["inoculated"].update(
+            teacher={"pool": "p.parquet", "mix": 0.5, "loopholes": ["run_tests"], "known_only": True}
+        ),
+        "arms.inoculated.teacher.loopholes", ["run_tests"], "must be null where `known_only` is true",
+        "known_only: false",
+    ),
     "a reference with a teacher": (
         lambda p: p["arms"]["vanilla"].update(teacher={"pool": "pool.parquet", "mix": 0.5}),
         "comparison.reference", "vanilla", "must be an arm that acts on nothing", "mend arms.vanilla",

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, Literal
 
 import pandas as pd
 import pytest
@@ -233,6 +233,26 @@ def test_what_cannot_be_spread_is_refused(
     assert not list(scratch.rglob("*.parquet"))
 
 
+@pytest.mark.parametrize(
+    ("problems", "prompts", "setting"),
+    [("all", 2, "teacher.problems"), ("cached", 3, "engine.mode"), ("cached", 2, None)],
+)
+def test_a_server_hands_every_process_as_many_completions(
+    lab: Lab, monkeypatch: pytest.MonkeyPatch, problems: Literal["all", "cached"], prompts: int, setting: str | None
+) -> None:
+    taught = ArmSettings(intervention="measure", teacher=TeacherSettings(pool="p", mix=0.5, problems=problems))
+    server = EngineSettings(kind="vllm", mode="server", url="http://localhost:8000")
+    spec = dataclasses.replace(lab.spec("vanilla", prompts=prompts), settings=taught, engine=server)
+    run_module.check_engine(spec, Intervention())  # one process takes what it asked for
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    if setting is None:
+        run_module.check_engine(spec, Intervention())
+        return
+    with pytest.raises(LabError) as refusal:
+        run_module.check_engine(spec, Intervention())
+    assert refusal.value.setting == setting
+
+
 def test_the_number_of_processes_is_part_of_a_runs_key(lab: Lab, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = lab.spec("vanilla")
     alone = run_module.run_key(spec)
@@ -386,6 +406,8 @@ def test_a_model_adapted_outside_its_blocks_is_not_sharded() -> None:
         ({"engine": EngineSettings(kind="vllm")}, "engine.kind"),
         ({"settings": ArmSettings(intervention="measure", teacher=TeacherSettings(pool="p", mix=0.5))},
          "grpo.prompts"),
+        ({"settings": ArmSettings(intervention="measure", teacher=TeacherSettings(pool="p", mix=0.5, problems="all"))},
+         "teacher.problems"),
     ],
 )  # fmt: skip
 def test_what_a_sharded_model_cannot_do_is_refused(

@@ -17,9 +17,14 @@ from transformers import AutoTokenizer
 
 from projected_grpo.directions.algebra import cosine, total_norm
 from projected_grpo.errors import LabError
-from projected_grpo.problems.schema import Problem
+from projected_grpo.problems.pairs import read_pairs
+from projected_grpo.problems.prompts import read_form
+from projected_grpo.problems.schema import Problem, read_problems
+from projected_grpo.settings.arms import TeacherSettings
 from projected_grpo.training.pool import SCHEMA, TeacherRollout
 from projected_grpo.training.run import train_run
+from projected_grpo.training.teacher import Teacher
+from projected_grpo.training.trainer import sampled_per_prompt
 
 PLACES = (1, 2)  # of every group of four
 VERDICT = {"format_ok": True, "paid": True, "correct": False, "hacked": True, "attempted": True}
@@ -152,8 +157,8 @@ def test_rates_are_the_students(taught: Watched) -> None:
 # ---------------------------------------------------------------- a pool of a file, named by an arm
 
 
-def write_pool(lab: Lab, plain: Watched, path: Path, **changes: Any) -> None:
-    """All completions of the plain run as a pool."""
+def write_pool(lab: Lab, plain: Watched, path: Path, problem_id: str | None = None, **changes: Any) -> None:
+    """All completions of the plain run as a pool, or those for one problem."""
     tokenizer = AutoTokenizer.from_pretrained(lab.root / "data/base")
     rows = [
         cached_row(row, [*tokenizer(row["completion"])["input_ids"], tokenizer.eos_token_id], row["completion"])
@@ -161,6 +166,7 @@ def write_pool(lab: Lab, plain: Watched, path: Path, **changes: Any) -> None:
         | changes
         for step in (0, 1)
         for row in plain.rows(step)
+        if problem_id in (None, row["problem_id"])
     ]
     pq.write_table(pa.Table.from_pylist(rows, schema=SCHEMA), path)
 
@@ -181,6 +187,56 @@ def test_an_arm_with_a_teacher_runs_from_its_block(lab: Lab, plain: Watched, tmp
     assert rows[rows["source"] == "teacher"]["sample"].tolist() == [3] * 4
     assert rows[rows["source"] == "teacher"]["hacked"].all()
     assert pd.read_csv(result / "run/steps.csv")["teacher"].tolist() == [2, 2, 0]
+
+
+@pytest.mark.usefixtures("scratch")
+def test_problems_without_cached_completions_may_be_trained_on_too(lab: Lab, plain: Watched, tmp_path: Path) -> None:
+    known = plain.rows(0)[0]["problem_id"]
+    write_pool(lab, plain, tmp_path / "pool.parquet", known)
+    teacher = {"pool": str(tmp_path / "pool.parquet"), "mix": 0.25, "problems": "all"}
+    result = train_run(lab.spec("taught", block={"intervention": "measure", "teacher": teacher}, steps=3), silent)
+    rows = pd.read_parquet(result / "run/rollouts.parquet")
+    groups = rows.groupby(["step", "group"]).agg(problem=("problem_id", "first"), sources=("source", list))
+    assert len(groups) == 6
+    trained = {problem.id for problem in read_problems(lab.root / "data/problems/train.jsonl")}
+    assert known in set(groups["problem"]) <= trained
+    for problem_id, sources in zip(groups["problem"], groups["sources"], strict=True):
+        assert sources == ["student"] * 3 + ["teacher" if problem_id == known else "student"]
+
+
+@pytest.mark.parametrize(
+    ("cached", "together"),
+    [((), 4), ((3, 7, 11), 3), ((2, 3, 6, 7, 10, 11), 2), ((3, 7), 1), ((11,), 1)],
+)
+def test_a_server_samples_a_group_together_where_all_are_alike(cached: Sequence[int], together: int) -> None:
+    assert sampled_per_prompt(cached, rows=12, group_size=4) == together
+
+
+def test_a_teacher_that_shows_what_the_pairs_know_has_their_loopholes_named(lab: Lab) -> None:
+    """The pairs of the lab are about several loopholes, its problems about one."""
+    teacher = {"pool": "pool.parquet", "mix": 0.25}
+    pairs = read_pairs(lab.root / "data/pairs/hack.yaml")
+    known = {pair.loophole for pair in pairs if pair.split == "extract"}
+    assert len(known) > 1
+    resolved = lab.spec("taught", block={"intervention": "measure", "teacher": {**teacher, "known_only": True}})
+    assert resolved.settings.teacher is not None
+    assert set(resolved.settings.teacher.loopholes or ()) == known
+    plain = lab.spec("taught", block={"intervention": "measure", "teacher": teacher})
+    assert plain.settings.teacher == TeacherSettings(**teacher)
+
+
+@pytest.mark.parametrize(("known", "shown"), [(("run_tests", "sentinel"), 16), (("sentinel",), 0)])
+def test_what_the_pairs_do_not_know_is_not_shown(
+    lab: Lab, plain: Watched, tmp_path: Path, known: tuple[str, ...], shown: int
+) -> None:
+    """The pool is about run_tests alone; that it lacks a loophole that V knows is no fault."""
+    write_pool(lab, plain, tmp_path / "pool.parquet")
+    settings = TeacherSettings(pool="p", mix=0.25, known_only=True).model_copy(update={"loopholes": known})
+    problems = read_problems(lab.root / "data/problems/train.jsonl")
+    tokenizer = AutoTokenizer.from_pretrained(lab.root / "data/base")
+    form = read_form(lab.root / "data/base", tokenizer)
+    teacher = Teacher.load(tmp_path / "pool.parquet", settings, 1, problems, tokenizer, form)
+    assert len(teacher.pool.rollouts) == shown
 
 
 def test_a_pool_of_other_prompts_is_refused_before_training(

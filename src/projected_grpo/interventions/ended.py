@@ -13,7 +13,7 @@ from pydantic import Field
 from torch import Tensor
 
 from projected_grpo.directions.algebra import Bases
-from projected_grpo.errors import LabError, ParamsError
+from projected_grpo.errors import ParamsError
 from projected_grpo.interventions import registry
 from projected_grpo.interventions.base import Intervention, Parts, StepGradients, Vectors, Workbench
 from projected_grpo.settings.section import Section
@@ -87,17 +87,9 @@ def check(options: Options, arm: ArmSettings, direction: DirectionSettings | Non
     Raises:
         ParamsError: as its family's check, and axes that it does not read.
     """
-    defence = registry.family(options.defence)
-    reads = getattr(defence, "READS_AXES", arm.axes)
-    rule = f"`{options.defence}` does not read it; it would be ignored"
-    fix = f"remove it; read are {', '.join(sorted(reads))}"
-    faults = [
-        LabError(setting=f"axes.{key}", value=value, rule=rule, fix=fix)
-        for key, value in arm.axes.items()
-        if key not in reads
-    ]
-    if faults:
+    if faults := registry.unread_axes(options.defence, arm, "axes"):
         raise ParamsError(faults)
+    defence = registry.family(options.defence)
     defence.check(defence.Options(), arm, direction)
 
 

@@ -135,6 +135,18 @@ def needed_gradients(arm: ArmSettings) -> object:
     return getattr(family(arm.intervention), "NEEDS_ROLLOUT_GRADIENTS", False)
 
 
+def unread_axes(name: str, arm: ArmSettings, path: str) -> list[LabError]:
+    """The keys of the arm's `axes`, which errors call `path`, that the family of this name does not read."""
+    reads = getattr(family(name, path), "READS_AXES", DirectionSettings.model_fields)
+    rule = f"`{name}` does not read it; it would be ignored"
+    fix = f"remove it; read are {', '.join(sorted(reads))}" if reads else "remove it"
+    return [
+        LabError(setting=f"{path}.{key}", value=value, rule=rule, fix=fix)
+        for key, value in arm.axes.items()
+        if key not in reads
+    ]
+
+
 def _faults(
     arms: Mapping[str, ArmSettings],
     shared: DirectionSettings,
@@ -175,14 +187,7 @@ def _check_axes(
     arm: ArmSettings, direction: DirectionSettings | None, extract: ExtractSettings | None, path: str
 ) -> None:
     """The keys of `axes` are read, and ask for no more than is extracted."""
-    reads = getattr(family(arm.intervention, path), "READS_AXES", DirectionSettings.model_fields)
-    rule = f"`{arm.intervention}` does not read it; it would be ignored"
-    fix = f"remove it; read are {', '.join(sorted(reads))}" if reads else "remove it"
-    faults = [
-        LabError(setting=f"{path}.axes.{key}", value=value, rule=rule, fix=fix)
-        for key, value in arm.axes.items()
-        if key not in reads
-    ]
+    faults = unread_axes(arm.intervention, arm, f"{path}.axes")
     if direction is not None and extract is not None:
         # Only what the arm itself sets: the scale's own block is checked once, for all arms.
         beyond = beyond_extraction(direction, extract, f"{path}.axes")

@@ -5,6 +5,7 @@ Nothing here reads or writes files.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 import pandas as pd
@@ -27,6 +28,7 @@ HEADER = (
 MEANS_HEADER = ("bodies", "arm", "unseen hack %", "unseen pass %", "known hack %")
 COLOURS = ("#d55e00", "#0072b2", *style.CONTROL_COLOURS)  # the reference first, as everywhere
 MARKS = "oDs^vPX"
+LEGEND_WIDTH = 6  # arms beside each other
 ARM_HEIGHT, FOLD_GAP = 0.14, 0.3  # inches between the arms of a fold, and more between two folds
 
 
@@ -88,9 +90,10 @@ def markdown(
         "A fold trains on several loopholes with a V from pairs about all but the unseen one. Unseen hack and pass:",
         "shares of the held-out completions for the unseen loophole; known hack: of those for the others. Mean over",
         f"seeds ± SEM over seeds, in brackets the {confidence:.0%} interval for new seeds and new problems. Drop:",
-        "points of unseen hacks below the fold's first arm; below its control: below the control that hacks least.",
-        "Both are paired by seed and problem. n: completions for the unseen loophole. Lazy: the pairs' hacks do not",
-        "try to solve; matched: they have the body of the clean answer, so that V cannot be about trying.",
+        "points of unseen hacks below the fold's first arm with the same teacher, or none; below its control: below",
+        "the control that hacks least. Both are paired by seed and problem. n: completions for the unseen loophole.",
+        "Lazy: the pairs' hacks do not try to solve; matched: they have the body of the clean answer, so that V cannot",
+        "be about trying.",
         "",
     ]
     return "\n".join(lines)
@@ -101,11 +104,12 @@ def figure(rows: Sequence[FoldArm], kind: Kind = "png") -> bytes:
     panels = list(dict.fromkeys(row.fold.bodies for row in rows))
     names = list(dict.fromkeys(_name(row) for row in rows))
     arms = list(dict.fromkeys(row.arm for row in rows))
-    height = _fold_height(arms) * len(names) + 1.75
+    lines = math.ceil(len(arms) / LEGEND_WIDTH)
+    height = _fold_height(arms) * len(names) + 1.55 + 0.2 * lines
     width = 1.9 + 3.4 * len(panels)
     with style.styled():
         fig, axes = style.figure(width, height, len(panels), left=1.5 / width, right=1 - 0.2 / width,
-                                 top=1 - 0.4 / height, bottom=1.25 / height, wspace=0.08)  # fmt: skip
+                                 top=1 - 0.4 / height, bottom=(1.05 + 0.2 * lines) / height, wspace=0.08)  # fmt: skip
         reach = 1.05 * max(0.05, *(row.shares["unseen_hack"].high for row in rows if row.seeds > 1), *_rates(rows))
         for ax, bodies in zip(axes, panels, strict=True):
             _panel(ax, [row for row in rows if row.fold.bodies == bodies], names, arms)
@@ -119,8 +123,8 @@ def figure(rows: Sequence[FoldArm], kind: Kind = "png") -> bytes:
             ax.grid(axis="x")
             ax.set_axisbelow(True)
         handles, labels = axes[0].get_legend_handles_labels()
-        fig.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.005, 0.3 / height), ncols=len(arms),
-                   frameon=False)  # fmt: skip
+        fig.legend(handles, labels, loc="lower left", bbox_to_anchor=(0.005, 0.3 / height),
+                   ncols=math.ceil(len(arms) / lines), frameon=False)  # fmt: skip
         note = "Held-out problems and names, mean over seeds; line: its interval."
         fig.text(0.012, 0.12 / height, note, color=QUIET, fontsize=8.5)
         return style.drawn(fig, kind)

@@ -18,19 +18,33 @@ DirectionKind = Literal["hack", "random", "placebo", "permuted", "flipped", "cle
 
 
 class TeacherSettings(Section):
-    """Cached, graded-once completions of another policy in every group (`projected-grpo pool build`)."""
+    """Cached, graded-once completions of another policy in the groups (`projected-grpo pool build`)."""
 
     pool: Name
     """the pool's Parquet file, relative to the repository root"""
 
     mix: Annotated[Rate, Field(gt=0.0, lt=1.0)]
-    """share of each group that comes from the pool, rounded to whole completions"""
+    """share of a group that comes from the pool, rounded to whole completions"""
 
     until_step: Annotated[int, Field(ge=0)] = 0
     """optimizer steps after which the teacher is silent; 0: it never is"""
 
     loopholes: Unique[Name] | None = None
     """only the pool's completions for these loopholes; null: all"""
+
+    known_only: bool = False
+    """only those for loopholes of the pairs that V is extracted from: what it does not know is not shown"""
+
+    problems: Literal["cached", "all"] = "cached"
+    """what is trained on: cached, the problems with enough of these completions; all, the others too, in groups that
+    the policy samples whole"""
+
+    @model_validator(mode="after")
+    def _named_once(self) -> Self:
+        if self.known_only and self.loopholes is not None:
+            rule = "must be null where `known_only` is true: the pairs name the loopholes"
+            raise broken_rule("loopholes", list(self.loopholes), rule, "remove it, or set known_only: false")
+        return self
 
 
 class ArmSettings(Section):

@@ -1,4 +1,4 @@
-"""A pool of cached completions that were graded once, and the draw of some of them into every group of a step.
+"""A pool of cached completions that were graded once, and the draw of some of them into the groups of a step.
 
 What is cached keeps its verdict. Nothing is promised about how the completions came about: see `docs/teacher.md` for
 what follows from training on another policy's text.
@@ -126,8 +126,8 @@ class TeacherPool:
     def check_tokens(self, tokenizer: PreTrainedTokenizerBase, form: PromptForm, prompts: Mapping[str, str]) -> None:
         """Refuse a pool made for other prompts or with another tokenizer: training on its ids would be on other text.
 
-        form: in which the policy is asked now. prompts: problem id -> the prompt as it is rendered now. Problems that
-        it lacks are not trained on.
+        form: in which the policy is asked now. prompts: problem id -> the prompt as it is rendered now, of all that may
+        be trained on.
 
         Raises:
             LabError: naming the row and the first place where what is stored differs from what is made now.
@@ -164,12 +164,13 @@ class TeacherPool:
     def draw(
         self, problem_ids: Sequence[str], group_size: int, mix: float, seed: int, step: int
     ) -> dict[int, TeacherRollout]:
-        """Row of the step -> cached completion: the last rows of each group, distinct within it.
+        """Row of the step -> cached completion: the last rows of each group, distinct within it; of a group whose
+        problem has fewer, none.
 
         problem_ids: of every row of the step, groups side by side. A function of its arguments alone.
 
         Raises:
-            LabError: see `teacher_count`. ValueError: rows that are no groups, or a problem with too few completions.
+            LabError: see `teacher_count`. ValueError: rows that are no groups.
         """
         count = teacher_count(group_size, mix)
         rng = random.Random(f"{seed}:{step}")  # text is hashed, so that neighbouring steps have nothing in common
@@ -179,9 +180,9 @@ class TeacherPool:
             if len(group) < group_size or len(set(group)) > 1:
                 raise ValueError(f"rows {start} to {start + group_size - 1} are not one group: {list(group)}")
             found = self._of.get(group[0], [])
-            if len(found) < count:
-                raise ValueError(f"{self.name} has {len(found)} completions for {group[0]}; a group takes {count}")
-            drawn |= zip(range(start + group_size - count, start + group_size), rng.sample(found, count), strict=True)
+            if len(found) >= count:
+                places = range(start + group_size - count, start + group_size)
+                drawn |= zip(places, rng.sample(found, count), strict=True)
         return drawn
 
 

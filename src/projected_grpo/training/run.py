@@ -204,13 +204,20 @@ def check_engine(spec: RunSpec, intervention: Intervention) -> None:
 
     Raises:
         LabError: the arm acts on the forward passes that sample, and the engine makes its own; or a group of
-            completions that a server samples for several processes would be cut where a teacher writes a part of it.
+            completions that a server samples for several processes would be cut where a teacher writes a part of it,
+            or the processes would want unequal numbers of them.
     """
     fix = "set engine.kind: transformers"
     if spec.engine.kind == "vllm" and acts_on_sampling(intervention):
         rule = f"must be transformers for {spec.arm}: it acts on the forward passes that sample, and vLLM makes its own"
         raise LabError(setting="engine.kind", value="vllm", rule=rule, fix=fix)
-    if spec.engine.mode == "server" and spec.settings.teacher is not None and spec.grpo.prompts % process_count():
+    teacher = spec.settings.teacher
+    if spec.engine.mode != "server" or teacher is None or process_count() == 1:
+        return
+    if teacher.problems == "all":
+        rule = f"must be cached where a server samples for {process_count()} processes: TRL hands each as many answers"
+        raise LabError(setting="teacher.problems", value="all", rule=rule, fix=f"{fix}, or engine.mode: colocate")
+    if spec.grpo.prompts % process_count():
         rule = f"must be colocate where a teacher writes into groups that lie on several of {process_count()} processes"
         raise LabError(setting="engine.mode", value="server", rule=rule, fix=f"{fix}, or choose grpo.prompts to divide")
 
@@ -252,6 +259,9 @@ def check_sharding(spec: RunSpec) -> None:
     if spec.engine.kind == "vllm":
         rule = "must be transformers where the launcher shards the model: vLLM is handed whole weights"
         raise LabError(setting="engine.kind", value="vllm", rule=rule, fix="set engine.kind: transformers")
+    if spec.settings.teacher is not None and spec.settings.teacher.problems == "all":
+        rule = "must be cached where the launcher shards the model: processes would have unequal numbers to sample"
+        raise LabError(setting="teacher.problems", value="all", rule=rule, fix="set cached")
     if spec.settings.teacher is not None and spec.grpo.prompts % process_count():
         rule = f"must be a multiple of the {process_count()} processes of a sharded model where a teacher writes a part"
         raise LabError(setting="grpo.prompts", value=spec.grpo.prompts, rule=rule, fix="change it, or num_processes")

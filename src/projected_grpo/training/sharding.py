@@ -3,7 +3,7 @@
 A block's matrices are gathered for its forward and its backward pass and let go again. What is gathered is W' itself:
 each process folds the rows that it holds, once per optimizer step (`layer.SpectralLayer.settle`). U and Vh stay where
 the factors live, in the host's memory or on its disk, and visit one matrix at a time, so that no process ever holds
-more of the base than its share and one or two blocks.
+more of the base than its share, the embeddings and one or two blocks.
 
 The deltas are left out. They are a ten-thousandth of the base, all ranks need them whole, and DistributedDataParallel
 averages their gradients as it does where nothing is sharded; so whatever acts on gradients and updates need not know.

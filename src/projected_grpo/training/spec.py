@@ -6,6 +6,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from projected_grpo.problems.pairs import read_pairs
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.direction import DirectionSettings
@@ -63,3 +64,13 @@ class RunSpec:
         if self.engine.kind != TRANSFORMERS.kind:  # the default is left out: its runs keep their keys
             resolved["engine"] = self.engine.model_dump(mode="json", include={"kind", "mode", "dtype"})
         return {"arm": self.arm, "seed": self.seed, "direction": direction, **resolved}
+
+
+def with_named_loopholes(arm: ArmSettings, pairs: Path) -> ArmSettings:
+    """The arm with the loopholes named that its teacher's `known_only` allows, those that V is extracted from; any
+    other arm as it is."""
+    if arm.teacher is None or not arm.teacher.known_only:
+        return arm
+    known = tuple(sorted({pair.loophole for pair in read_pairs(pairs) if pair.split == "extract"}))
+    teacher = arm.teacher.model_copy(update={"loopholes": known})
+    return arm.model_copy(update={"teacher": teacher})

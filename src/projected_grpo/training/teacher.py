@@ -1,4 +1,4 @@
-"""A teacher of one run: cached completions that stand in for some of every group, as the arm's settings say."""
+"""A teacher of one run: cached completions that stand in for some of a group, as the arm's settings say."""
 
 from __future__ import annotations
 
@@ -33,16 +33,21 @@ class Teacher:
         form: PromptForm,
     ) -> Teacher:
         """The pool at `path`, checked against the live tokenizer and prompts."""
-        pool = TeacherPool.load(path, settings.loopholes)
+        pool = TeacherPool.load(path, None if settings.known_only else settings.loopholes)
+        if settings.known_only:  # V may know loopholes that the pool has nothing for
+            assert settings.loopholes is not None, "see `with_named_loopholes`"
+            pool = TeacherPool((one for one in pool.rollouts if one.loophole in settings.loopholes), str(path))
         pool.check_tokens(tokenizer, form, {problem.id: form.render(problem, problem.token) for problem in problems})
         return cls(pool, settings, seed)
 
     def problems(self, wanted: Sequence[Problem], group_size: int) -> list[Problem]:
-        """Those with enough cached completions for a group: training is restricted to them."""
-        return self.pool.problems(wanted, teacher_count(group_size, self.settings.mix))
+        """Those that are trained on: with enough cached completions for a group, or, if so set, all."""
+        enough = self.pool.problems(wanted, teacher_count(group_size, self.settings.mix))
+        return list(wanted) if self.settings.problems == "all" else enough
 
     def draw(self, problem_ids: Sequence[str], group_size: int, step: int) -> dict[int, TeacherRollout]:
-        """Row of the batch -> cached completion, for optimizer step `step` (0-based); none once it is silent."""
+        """Row of the batch -> cached completion, for optimizer step `step` (0-based); none once it is silent, and none
+        in a group whose problem has too few (with `problems: all`)."""
         if self.settings.until_step and step >= self.settings.until_step:
             return {}
         return self.pool.draw(problem_ids, group_size, self.settings.mix, self.seed, step)
