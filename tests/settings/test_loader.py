@@ -105,7 +105,7 @@ def test_a_refusal_reads_well(make_params):
     ("teacher", "setting", "fix"),
     [
         ({"pool": "a", "mixx": 0.5, "mix": 0.5}, "arm.teacher.mixx", "did you mean `mix`?"),
-        ({"pool": "a", "mix": 2.0}, "arm.teacher.mix", "mix is: share of each group that comes from the pool"),
+        ({"pool": "a", "mix": 2.0}, "arm.teacher.mix", "mix is: share of a group that comes from the pool"),
     ],
 )
 def test_a_block_that_may_be_null_is_looked_into(teacher: dict[str, object], setting: str, fix: str) -> None:

@@ -184,7 +184,7 @@ ONE_FAULT: dict[str, tuple[Spoil, str, object, str, str]] = {
     ),
     "a teacher that writes nothing": (
         lambda p: p["arms"]["vanilla"].update(teacher={"pool": "pool.parquet", "mix": 0.0}),
-        "arms.vanilla.teacher.mix", 0.0, "must be above 0", "each group",
+        "arms.vanilla.teacher.mix", 0.0, "must be above 0", "share of a group",
     ),
     "a teacher whose loopholes are named twice": (
         lambda p: p["arms"]["inoculated"].update(

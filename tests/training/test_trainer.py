@@ -351,9 +351,11 @@ def test_a_teacher_counts_by_all_but_the_place_of_its_pool(lab: Lab) -> None:
         teacher = TeacherSettings.model_validate({"pool": "pool.parquet", "mix": 0.5} | changes)
         return str(changed(spec, "settings", teacher=teacher).resolved())
 
-    others = [{"mix": 0.25}, {"until_step": 3}, {"loopholes": ("sentinel",)}]
+    others: list[dict[str, Any]] = [
+        {"mix": 0.25}, {"until_step": 3}, {"loopholes": ("sentinel",)}, {"problems": "all"}, {"known_only": True}
+    ]  # fmt: skip
     assert {"pool", *(name for other in others for name in other)} == set(TeacherSettings.model_fields)
-    assert len({taught(), *(taught(**other) for other in others)}) == 4
+    assert len({taught(), *(taught(**other) for other in others)}) == 6
     assert taught(pool="elsewhere.parquet") == taught()
 
 
