@@ -6,7 +6,7 @@ Writes metrics/study/folds.json, plots/study/folds.{csv,md,png,svg}.
 """
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 import pandas as pd
@@ -58,16 +58,14 @@ def fold_samples(params: Params, fold: Fold) -> dict[str, pd.DataFrame]:
     return samples
 
 
-def by_teacher(params: Params, samples: Mapping[str, pd.DataFrame]) -> list[dict[str, pd.DataFrame]]:
+def by_teacher(
+    arms: Mapping[str, ArmSettings], samples: Mapping[str, pd.DataFrame]
+) -> Iterable[dict[str, pd.DataFrame]]:
     """The arms of one fold, apart by their teacher: each is compared with the first that has the same one."""
-    parts: list[tuple[TeacherSettings | None, dict[str, pd.DataFrame]]] = []
+    parts: dict[TeacherSettings | None, dict[str, pd.DataFrame]] = {}
     for arm, rows in samples.items():
-        teacher = parse(params, f"arms.{arm}", ArmSettings).teacher
-        mine = next((part for other, part in parts if other == teacher), None)
-        if mine is None:
-            parts.append((teacher, mine := {}))
-        mine[arm] = rows
-    return [part for _, part in parts]
+        parts.setdefault(arms[arm].teacher, {})[arm] = rows
+    return parts.values()
 
 
 def judged(
@@ -117,12 +115,13 @@ def _borrowed(params: Params, study: str, own: StudySettings) -> list[str]:
 def main() -> None:
     params = read_params()
     confidence = parse(params, "comparison", ComparisonSettings).confidence
-    links = controls_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in params["arms"]})
+    arms = {arm: parse(params, f"arms.{arm}", ArmSettings) for arm in params["arms"]}
+    links = controls_of(arms)
     measured = [(fold, fold_samples(params, fold)) for fold in folds(params)]
     found = [
         row
         for fold, samples in measured
-        for part in by_teacher(params, samples)
+        for part in by_teacher(arms, samples)
         for row in fold_arms(fold, part, links, confidence)
     ]
     plan = read_hypotheses()

@@ -83,16 +83,19 @@ def test_every_completion_is_drawn_about_as_often() -> None:
     [
         (["a", "a", "a", "b"], "rows 0 to 3 are not one group"),
         (["a"] * 4 + ["b"] * 2, "rows 4 to 7 are not one group"),
+        (["a"] * 4 + ["b"] * 4, "has 1 completions for b; a group takes 2"),
+        (["z"] * 4, "has 0 completions for z; a group takes 2"),
     ],
 )
-def test_rows_that_are_no_groups_are_an_error(rows: list[str], message: str) -> None:
+def test_rows_that_cannot_be_filled_are_an_error(rows: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         pool_of(a=3, b=1).draw(rows, 4, 0.5, 0, 0)
 
 
-def test_a_group_whose_problem_has_too_few_is_left_to_the_policy() -> None:
+def test_a_group_whose_problem_has_too_few_may_be_left_to_the_policy() -> None:
     """And the others are filled: `b` has one completion where two are wanted, `z` has none."""
-    drawn = pool_of(a=3, b=1, c=2).draw(rows_of("b", "a", "z", "c", group_size=4), 4, 0.5, seed=0, step=0)
+    rows = rows_of("b", "a", "z", "c", group_size=4)
+    drawn = pool_of(a=3, b=1, c=2).draw(rows, 4, 0.5, seed=0, step=0, each=False)
     assert [(row, found.problem_id) for row, found in drawn.items()] == [(6, "a"), (7, "a"), (14, "c"), (15, "c")]
 
 

@@ -83,8 +83,8 @@ class TeacherPool:
             self._of.setdefault(rollout.problem_id, []).append(rollout)
 
     @classmethod
-    def load(cls, path: Path, loopholes: Sequence[str] | None = None) -> TeacherPool:
-        """The pool that `save` wrote; of these loopholes only, if any are named.
+    def load(cls, path: Path, loopholes: Sequence[str] | None = None, each: bool = True) -> TeacherPool:
+        """The pool that `save` wrote; of these loopholes only, if any are named. each: it must have something for each.
 
         Raises:
             LabError: no such file, not a pool, an empty one, a verdict that contradicts itself, or a loophole that it
@@ -95,7 +95,7 @@ class TeacherPool:
             raise LabError(setting=str(path), value="(empty)", rule="must hold at least one completion", fix=BUILD)
         known = {rollout.loophole for rollout in rollouts}
         for loophole in loopholes or ():
-            if loophole not in known:
+            if each and loophole not in known:
                 rule = f"must name loopholes that {path} has: {', '.join(sorted(known))}"
                 raise LabError(setting="teacher.loopholes", value=loophole, rule=rule, fix="remove it")
         return cls((r for r in rollouts if loopholes is None or r.loophole in loopholes), str(path))
@@ -162,15 +162,15 @@ class TeacherPool:
         raise LabError(setting=setting, value=stored[span], rule=rule, fix=BUILD)
 
     def draw(
-        self, problem_ids: Sequence[str], group_size: int, mix: float, seed: int, step: int
+        self, problem_ids: Sequence[str], group_size: int, mix: float, seed: int, step: int, each: bool = True
     ) -> dict[int, TeacherRollout]:
-        """Row of the step -> cached completion: the last rows of each group, distinct within it; of a group whose
-        problem has fewer, none.
+        """Row of the step -> cached completion: the last rows of each group, distinct within it.
 
-        problem_ids: of every row of the step, groups side by side. A function of its arguments alone.
+        problem_ids: of every row of the step, groups side by side. each: no group may go without; else one whose
+        problem has too few completions does. A function of its arguments alone.
 
         Raises:
-            LabError: see `teacher_count`. ValueError: rows that are no groups.
+            LabError: see `teacher_count`. ValueError: rows that are no groups, or a problem with too few completions.
         """
         count = teacher_count(group_size, mix)
         rng = random.Random(f"{seed}:{step}")  # text is hashed, so that neighbouring steps have nothing in common
@@ -180,9 +180,11 @@ class TeacherPool:
             if len(group) < group_size or len(set(group)) > 1:
                 raise ValueError(f"rows {start} to {start + group_size - 1} are not one group: {list(group)}")
             found = self._of.get(group[0], [])
-            if len(found) >= count:
-                places = range(start + group_size - count, start + group_size)
-                drawn |= zip(places, rng.sample(found, count), strict=True)
+            if len(found) < count and not each:
+                continue
+            if len(found) < count:
+                raise ValueError(f"{self.name} has {len(found)} completions for {group[0]}; a group takes {count}")
+            drawn |= zip(range(start + group_size - count, start + group_size), rng.sample(found, count), strict=True)
         return drawn
 
 

@@ -211,12 +211,9 @@ def check_engine(spec: RunSpec, intervention: Intervention) -> None:
     if spec.engine.kind == "vllm" and acts_on_sampling(intervention):
         rule = f"must be transformers for {spec.arm}: it acts on the forward passes that sample, and vLLM makes its own"
         raise LabError(setting="engine.kind", value="vllm", rule=rule, fix=fix)
-    teacher = spec.settings.teacher
-    if spec.engine.mode != "server" or teacher is None or process_count() == 1:
+    if spec.engine.mode != "server" or spec.settings.teacher is None or process_count() == 1:
         return
-    if teacher.problems == "all":
-        rule = f"must be cached where a server samples for {process_count()} processes: TRL hands each as many answers"
-        raise LabError(setting="teacher.problems", value="all", rule=rule, fix=f"{fix}, or engine.mode: colocate")
+    check_shares(spec, f"a server samples for {process_count()} processes")
     if spec.grpo.prompts % process_count():
         rule = f"must be colocate where a teacher writes into groups that lie on several of {process_count()} processes"
         raise LabError(setting="engine.mode", value="server", rule=rule, fix=f"{fix}, or choose grpo.prompts to divide")
@@ -259,12 +256,21 @@ def check_sharding(spec: RunSpec) -> None:
     if spec.engine.kind == "vllm":
         rule = "must be transformers where the launcher shards the model: vLLM is handed whole weights"
         raise LabError(setting="engine.kind", value="vllm", rule=rule, fix="set engine.kind: transformers")
-    if spec.settings.teacher is not None and spec.settings.teacher.problems == "all":
-        rule = "must be cached where the launcher shards the model: processes would have unequal numbers to sample"
-        raise LabError(setting="teacher.problems", value="all", rule=rule, fix="set cached")
+    check_shares(spec, "the launcher shards the model")
     if spec.settings.teacher is not None and spec.grpo.prompts % process_count():
         rule = f"must be a multiple of the {process_count()} processes of a sharded model where a teacher writes a part"
         raise LabError(setting="grpo.prompts", value=spec.grpo.prompts, rule=rule, fix="change it, or num_processes")
+
+
+def check_shares(spec: RunSpec, where: str) -> None:
+    """Refuse a teacher who writes into some groups and not into others, where processes must sample equally many.
+
+    Raises:
+        LabError: it does.
+    """
+    if spec.settings.teacher is not None and spec.settings.teacher.problems == "all":
+        rule = f"must be cached where {where}: processes would have unequal numbers to sample"
+        raise LabError(setting="teacher.problems", value="all", rule=rule, fix="set cached")
 
 
 def build_teacher(spec: RunSpec, problems: Sequence[Problem], tokenizer: PreTrainedTokenizerBase) -> Teacher | None:

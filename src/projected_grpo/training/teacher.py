@@ -33,10 +33,8 @@ class Teacher:
         form: PromptForm,
     ) -> Teacher:
         """The pool at `path`, checked against the live tokenizer and prompts."""
-        pool = TeacherPool.load(path, None if settings.known_only else settings.loopholes)
-        if settings.known_only:  # V may know loopholes that the pool has nothing for
-            assert settings.loopholes is not None, "see `with_named_loopholes`"
-            pool = TeacherPool((one for one in pool.rollouts if one.loophole in settings.loopholes), str(path))
+        assert not settings.known_only or settings.loopholes is not None, "see `with_named_loopholes`"
+        pool = TeacherPool.load(path, settings.loopholes, each=not settings.known_only)
         pool.check_tokens(tokenizer, form, {problem.id: form.render(problem, problem.token) for problem in problems})
         return cls(pool, settings, seed)
 
@@ -50,4 +48,5 @@ class Teacher:
         in a group whose problem has too few (with `problems: all`)."""
         if self.settings.until_step and step >= self.settings.until_step:
             return {}
-        return self.pool.draw(problem_ids, group_size, self.settings.mix, self.seed, step)
+        each = self.settings.problems == "cached"
+        return self.pool.draw(problem_ids, group_size, self.settings.mix, self.seed, step, each)

@@ -70,7 +70,6 @@ class HookedTrainer(EngineTrainer):
         self.generate_batch = generate_batch  # rollouts sampled together; None: all of this rank's
         self.batch_figures: dict[str, float] = {}
         self._cached: dict[int, TeacherRollout] = {}  # this rank's cached completions of the step, by its rows
-        self._per_prompt = self.num_generations  # see `sampled_per_prompt`
         self._pass_tokens: list[float] = []  # of the step's passes over all ranks, tokens that count
         self._rows: list[dict[str, Any]] = []  # of this step's rollouts, until its update is known
         self._step_started = time.perf_counter()
@@ -103,11 +102,10 @@ class HookedTrainer(EngineTrainer):
     ) -> tuple[list[list[int]], list[Any] | None]:
         """Sample the rows that no teacher has written, and put its completions in their places.
 
-        Theirs have no log-probs: with None the ratio is 1, made-up ones would drop them without a word. TRL's
-        `num_generations` counts theirs, too, so that a server would be asked for too many.
+        Theirs have no log-probs: with None the ratio is 1, made-up ones would drop them without a word.
         """
-        del num_generations
         live = [row for row in range(len(prompt_ids)) if row not in self._cached]
+        per_prompt = sampled_per_prompt(self._cached, len(prompt_ids), num_generations)
         together = self.generate_batch or max(len(live), 1)
         portions = [live[start : start + together] for start in range(0, len(live), together)]
         sampled: list[list[int]] = []
@@ -115,7 +113,7 @@ class HookedTrainer(EngineTrainer):
         with self.clock.phase("generate"), self.intervention.rollout():
             for portion in portions:
                 asked = [prompt_ids[row] for row in portion]
-                ids, known = super()._generate_single_turn(asked, images, fields, self._per_prompt, *args, **kwargs)
+                ids, known = super()._generate_single_turn(asked, images, fields, per_prompt, *args, **kwargs)
                 sampled += ids
                 logprobs = None if known is None else [*(logprobs or []), *known]
         if not self._cached:
@@ -129,7 +127,6 @@ class HookedTrainer(EngineTrainer):
         mine = self.ranks.rows(len(inputs))
         problem_ids = self.ranks.lists([row["problem_id"] for row in inputs])
         drawn = self.teacher.draw(problem_ids, self.num_generations, step) if self.teacher is not None else {}
-        self._per_prompt = sampled_per_prompt(drawn, len(problem_ids), self.num_generations)
         self._cached = {row - mine.start: cached for row, cached in drawn.items() if row in mine}
         self.environment.begin(step, {row: _verdict(cached) for row, cached in self._cached.items()})
         batch = super()._generate_and_score_completions(inputs)
@@ -297,7 +294,7 @@ def _verdict(cached: TeacherRollout) -> Verdict:
 
 def sampled_per_prompt(cached: Container[int], rows: int, group_size: int) -> int:
     """How many neighbouring rows vLLM's server may take for one prompt: those of a group that are not cached. 1 where
-    that differs between the groups of the step, so that it is asked for each row by itself. No other engine asks."""
+    that differs between groups, so that it is asked for each row by itself. No other engine asks."""
     live = {sum(row not in cached for row in range(start, start + group_size)) for start in range(0, rows, group_size)}
     return live.pop() if len(live) == 1 else 1
 
