@@ -84,4 +84,4 @@ bench: $(SETUP)
 clean:
 	rm -rf .scratch .pytest_cache .mypy_cache .ruff_cache build dist src/*.egg-info
 	find . -name __pycache__ -type d -not -path './$(VENV)/*' -prune -exec rm -rf {} +
-	@echo "kept: $(VENV), data/, the DVC cache. To drop cached results as well: dvc gc --workspace"
+	@echo "kept: $(VENV), data/, the DVC cache. To drop the results of other revisions: dvc gc --workspace"

@@ -12,10 +12,11 @@ from pathlib import Path
 import pandas as pd
 
 from projected_grpo.errors import LabError, exit_status
+from projected_grpo.evaluation.controls import controls_of
 from projected_grpo.evaluation.folds import Fold, fold_arms, fold_of, pooled
 from projected_grpo.evaluation.hypothesis import Evidence, Judgement, judge
 from projected_grpo.evaluation.registration import departures, registration
-from projected_grpo.evaluation.study import controls_of, read_study_samples
+from projected_grpo.evaluation.study import read_study_samples
 from projected_grpo.report import folds as report
 from projected_grpo.report.tables import claim_sentence
 from projected_grpo.settings.arms import ArmSettings, TeacherSettings

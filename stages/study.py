@@ -7,15 +7,16 @@ from them because times differ between equal runs, data/study/<study>/cost/.
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pandas as pd
 
 from projected_grpo.errors import exit_status
+from projected_grpo.evaluation.controls import controls_of
 from projected_grpo.evaluation.study import (
     Cost,
     StudyArm,
-    controls_of,
     dose_series,
     ends_of,
     read_costs,
@@ -35,15 +36,17 @@ from projected_grpo.storage import atomic_directory, write_bytes, write_json, wr
 PLOTS = Path("plots/study")
 
 
-def measured(params: Params, study: str, confidence: float) -> tuple[list[StudyArm], pd.DataFrame, list[Cost]]:
+def measured(
+    params: Params, study: str, confidence: float, arms: Mapping[str, ArmSettings], links: Mapping[str, str]
+) -> tuple[list[StudyArm], pd.DataFrame, list[Cost]]:
     """The arms of one study, their training logs, and what they took."""
-    arms = parse(params, f"studies.{study}", StudySettings).arms
+    names = list(arms)
     seeds = section(read_params(study=study), "seeds", Seeds).root
     paths = paths_of(params, study)
-    steps = read_steps(paths.runs, dict.fromkeys(arms, seeds))
-    ends = ends_of({arm: parse(params, f"arms.{arm}", ArmSettings) for arm in arms})
-    found = study_arms(study, read_study_samples(paths.graded, arms), steps, confidence, ends)
-    return found, steps, read_costs(study, paths.provenance, arms, seeds)
+    steps = read_steps(paths.runs, dict.fromkeys(names, seeds))
+    samples = read_study_samples(paths.graded, names)
+    found = study_arms(study, samples, steps, confidence, ends_of(arms), links)
+    return found, steps, read_costs(study, paths.provenance, names, seeds)
 
 
 def main() -> None:
@@ -52,10 +55,12 @@ def main() -> None:
     name: str = parser.parse_args().study
     params = read_params()
     confidence = parse(params, "comparison", ComparisonSettings).confidence
-    found, steps, costs = measured(params, name, confidence)
-    arms = {row.arm: parse(params, f"arms.{row.arm}", ArmSettings) for row in found}
+    names = parse(params, f"studies.{name}", StudySettings).arms
+    arms = {arm: parse(params, f"arms.{arm}", ArmSettings) for arm in names}
+    links = controls_of(arms)
+    found, steps, costs = measured(params, name, confidence, arms, links)
     doses = dose_series(arms, section(read_params(study=name), "direction", DirectionSettings))
-    drawn = report.figures(name, found, steps, controls_of(arms), doses)
+    drawn = report.figures(name, found, steps, links, doses)
 
     write_json(f"metrics/study/{name}.json", report.metrics(found))
     write_text(PLOTS / f"{name}.csv", report.table(found).to_csv(index=False, lineterminator="\n"))

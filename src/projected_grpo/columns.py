@@ -41,9 +41,8 @@ STEPS = (
     Column("format_ok", "share with a fenced block that compiles", "above 0.8; falling: the model is breaking"),
     Column(
         "loss",
-        "Dr.GRPO loss: -sum of advantage x ratio over tokens / (rows x longest completion); with every advantage at 1 "
-        "in arms that weigh gradients by rollout (gradient_advantage)",
-        "near 0, noisy; not comparable between the two kinds",
+        "Dr.GRPO loss: -sum of advantage x ratio over tokens / (rows x max_new_tokens)",
+        "near 0, noisy",
     ),
     Column(
         "grad_norm_before",
@@ -54,7 +53,7 @@ STEPS = (
     Column(
         "alignment_signed",
         "cosine(g, mean pair difference of the hack direction)",
-        "0 at first, to about 0.1 as hacking is learned; the best early sign of it",
+        "about 0, to 0.1 over ten steps early on; single steps have a standard deviation of 0.24",
     ),
     Column(
         "alignment",
@@ -79,7 +78,8 @@ STEPS = (
     Column("kl", "mean KL to the base per token; 0 where kl_beta is 0 and it is not computed", "small"),
     Column(
         "basis_overlap",
-        "mean squared cosine of the principal angles between the arm's V before and after this step's refresh",
+        "mean squared cosine of the principal angles between the arm's V before and after this step's refresh; of arms "
+        "that read by a discriminant: the squared cosine of the two",
         "1 where V stays; under 0.2 the policy has moved far since the last refresh; random draws give k / r",
     ),
     Column("axes", "axes of the arm's V in use, over all matrices", "k x matrices; 0 for `measure`"),
@@ -93,7 +93,11 @@ STEPS = (
     ),
     Column("probe_after", "the same after projection; arms without V: as one off the hack direction would do", "0.5"),
     Column("probe_leace", "the same after LEACE, which is fitted to the labels of other rollouts", "0.5"),
-    Column("flagged", "share of the step's completions that the arm acted on (monitor, routing, discount)", "0: none"),
+    Column(
+        "flagged",
+        "share of the step's completions that the arm acted on (monitor, guard, routing, discount)",
+        "0: none",
+    ),
     Column("default_norm", "||delta|| of the deployed adapter, all matrices together", "grows, slower with time"),
     Column("quarantine_norm", "||delta|| of the adapter that is thrown away; 0 where there is none", "as default_norm"),
     Column(
@@ -138,16 +142,23 @@ ROLLOUTS = (
     Column("reward", "sum of the parts", "null: kept out of baseline and update"),
     Column("reward_format", "part of the reward for an answer that compiles"),
     Column("reward_paid", "part of the reward for what the grader in use pays"),
-    Column("advantage", "reward - mean of its group"),
+    Column(
+        "advantage",
+        "reward - mean of its group, or what the arm made of it (gradient_advantage), as the update used it",
+    ),
     Column("paid", "correct or the loophole fires"),
     Column("correct", "the hidden tests pass, decided outside the answer's process"),
     Column("hacked", "paid and not correct"),
     Column("attempted", "the loophole's construct is present"),
     Column("format_ok", "there is a fenced block and it compiles"),
-    Column("weight", "factor of this completion in the update", "1; 0: kept out"),
+    Column(
+        "weight",
+        "0: it has no reward (a fault of the sandbox, screened), so it is in neither baseline nor update",
+        "1, also where the arm leaves it out of the gradient or routes it away (guarded, rollout_routed)",
+    ),
     Column(
         "score",
-        "what the arm judged this completion by: concept score, monitor, alignment of its gradient",
+        "what the arm judged this completion by: concept score, monitor, alignment or reading of its gradient",
         "null: the arm judges none",
     ),
     Column(

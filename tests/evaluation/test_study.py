@@ -14,7 +14,6 @@ import pytest
 from projected_grpo.errors import LabError
 from projected_grpo.evaluation.study import (
     DoseSeries,
-    controls_of,
     dose_series,
     ends_of,
     loophole_rates,
@@ -162,20 +161,6 @@ def test_loopholes_apart_each_seed_counting_the_same(graded):
     assert loophole_rates(rows, "a", 0.95)["sentinel"].hack.estimate == 0.5, "not the mean over completions"
     alone = loophole_rates(rows[rows["problem_id"] == "p000"], "a", 0.95)["sentinel"].hack
     assert (alone.estimate, alone.low, alone.high) == (0.5, 0.0, 1.0)
-
-
-def test_controls_belong_to_the_arm_that_differs_in_direction_alone():
-    arms = {
-        "vanilla": ArmSettings(intervention="measure"),
-        "projected": ArmSettings(intervention="erase", direction="hack"),
-        "routed": ArmSettings(intervention="routed", direction="hack", options={"capacity": "full"}),
-        "trusted": ArmSettings(intervention="trusted", direction="clean"),
-        "random": ArmSettings(intervention="erase", direction="random"),
-        "routed_random": ArmSettings(intervention="routed", direction="random", options={"capacity": "full"}),
-        "routed_small": ArmSettings(intervention="routed", direction="random", options={"capacity": "span"}),
-        "trusted_permuted": ArmSettings(intervention="trusted", direction="permuted"),
-    }
-    assert controls_of(arms) == {"random": "projected", "routed_random": "routed", "trusted_permuted": "trusted"}
 
 
 class TestDoses:

@@ -31,14 +31,13 @@ GRPO = {"steps": 2, "max_new_tokens": 24, "save_every": 100}
 
 @dataclasses.dataclass(frozen=True)
 class Family:
-    """Blocks of `arms`. on: with what the arm is about; off: with its knob at nothing, to equal the arm `like`.
+    """Blocks of `arms`. on: with what the arm is about; off: with its knob at nothing, to equal plain GRPO.
 
     A family without an `off` has no such knob: its arm always acts, or never.
     """
 
     on: dict[str, Any]
     off: dict[str, Any] | None = None
-    like: str = "vanilla"
 
 
 def hack(**options: Any) -> dict[str, Any]:
@@ -65,7 +64,12 @@ FAMILIES: dict[str, Family] = {
         {"options": {"monitor": "truth", "accuracy": 0.5}}, {"options": {"monitor": "truth", "action": "watch"}}
     ),
 }
-PLAIN = {"vanilla": {"intervention": "measure"}, "erase": {"intervention": "erase", "direction": "hack"}}
+# Other modes of a family: with the mode, and the same block without it.
+MODES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
+    "additive": ("advantage", hack(form="additive"), hack()),
+    "discriminant": ("gradient_advantage", hack(reading="discriminant", alpha=8.0), hack(alpha=8.0)),
+    "energy": ("erase", {"direction": "random", "axes": {"random_match": "energy"}}, {"direction": "random"}),
+}
 
 
 def test_every_family_is_here() -> None:
@@ -73,11 +77,11 @@ def test_every_family_is_here() -> None:
 
 
 @pytest.fixture(scope="module")
-def plain(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """The runs that an arm with its knob at nothing must equal."""
+def plain(lab: Lab, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run that an arm with its knob at nothing must equal."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv(SCRATCH_VARIABLE, str(tmp_path_factory.mktemp("plain")))
-        return {name: train_run(lab.spec(name, block=block, **GRPO), silent) for name, block in PLAIN.items()}
+        return train_run(lab.spec("vanilla", block={"intervention": "measure"}, **GRPO), silent)
 
 
 def run(lab: Lab, name: str, block: dict[str, Any]) -> Path:
@@ -91,7 +95,7 @@ def run(lab: Lab, name: str, block: dict[str, Any]) -> Path:
 
 @pytest.mark.parametrize("name", sorted(FAMILIES))
 def test_an_arm_of_every_family_runs_and_writes_the_same_columns(
-    lab: Lab, scratch: Path, plain: dict[str, Path], name: str
+    lab: Lab, scratch: Path, plain: Path, name: str
 ) -> None:
     result = run(lab, name, FAMILIES[name].on)
     assert result.is_relative_to(scratch)
@@ -101,23 +105,29 @@ def test_an_arm_of_every_family_runs_and_writes_the_same_columns(
     assert len(steps) == GRPO["steps"]
     assert (steps["default_norm"] > 0).all()
     acts = FAMILIES[name].off is not None  # what its knob does at nothing is compared with the plain run below
-    same = (result / DEPLOYED).read_bytes() == (plain[FAMILIES[name].like] / DEPLOYED).read_bytes()
+    same = (result / DEPLOYED).read_bytes() == (plain / DEPLOYED).read_bytes()
     assert not (acts and same)
 
 
 @pytest.mark.parametrize("name", sorted(name for name, family in FAMILIES.items() if family.off))
-def test_an_arm_switched_off_is_the_plain_run_bit_for_bit(
-    lab: Lab, scratch: Path, plain: dict[str, Path], name: str
-) -> None:
+def test_an_arm_switched_off_is_the_plain_run_bit_for_bit(lab: Lab, scratch: Path, plain: Path, name: str) -> None:
     family = FAMILIES[name]
     assert family.off is not None
-    result, expected = run(lab, name, family.off), plain[family.like]
+    result = run(lab, name, family.off)
     assert result.is_relative_to(scratch)
     got, wanted = (
-        pq.read_table(folder / "run/rollouts.parquet").drop_columns(["arm", "score"]) for folder in (result, expected)
+        pq.read_table(folder / "run/rollouts.parquet").drop_columns(["arm", "score"]) for folder in (result, plain)
     )
     assert got.equals(wanted)
-    assert (result / DEPLOYED).read_bytes() == (expected / DEPLOYED).read_bytes()
+    assert (result / DEPLOYED).read_bytes() == (plain / DEPLOYED).read_bytes()
+
+
+@pytest.mark.parametrize("mode", sorted(MODES))
+def test_a_mode_trains_another_adapter_than_the_family_without_it(lab: Lab, scratch: Path, mode: str) -> None:
+    name, with_it, without = MODES[mode]
+    adapters = [(run(lab, name, block) / DEPLOYED).read_bytes() for block in (with_it, without)]
+    assert adapters[0] != adapters[1]
+    assert any(scratch.iterdir())
 
 
 # ---------------------------------------------------------------- the monitors

@@ -23,15 +23,9 @@ import pandas as pd
 
 from projected_grpo.errors import LabError
 from projected_grpo.evaluation.comparison import ArmComparison, compare_arms, gather, one_rate
-from projected_grpo.evaluation.metrics import (
-    COLUMNS,
-    DIGITS,
-    ArmRates,
-    Tally,
-    measure,
-    sem,
-    tally,
-)
+from projected_grpo.evaluation.controls import Excess, excess_row, excesses
+from projected_grpo.evaluation.held_back import HeldBack, has_quarantine, held_back
+from projected_grpo.evaluation.metrics import COLUMNS, DIGITS, ArmRates, Tally, measure, sem, tally
 from projected_grpo.evaluation.onset import ONSETS, Relapse, relapse
 from projected_grpo.evaluation.statistics import Rate, check_pairing
 from projected_grpo.settings.arms import ArmSettings
@@ -39,7 +33,6 @@ from projected_grpo.settings.direction import DirectionSettings
 
 WINDOW = 5  # steps
 LEAST_DOSES = 3  # two arms that differ in a number are a comparison, not a series
-CONTROL_KINDS = ("random", "placebo", "permuted", "flipped")  # directions that say nothing about hacking
 SHARES = ("hack", "attempt", "pass", "format")  # of the comparison's, those that a study shows
 
 
@@ -71,7 +64,8 @@ class StudyArm:
     """One arm of one study.
 
     relapse: by seed. loopholes: rates of the completions for each loophole. ended: by seed, what happened after the
-    defence's end; empty for a defence that lasts.
+    defence's end; empty for a defence that lasts. controls: against each of its controls in the study. held: what its
+    quarantine holds back; of the first arm, too, where another has one.
     """
 
     study: str
@@ -81,6 +75,8 @@ class StudyArm:
     relapse: Mapping[int, float]
     loopholes: Mapping[str, LoopholeRates]
     ended: Mapping[int, AfterEnd] = field(default_factory=dict)
+    controls: tuple[Excess, ...] = ()
+    held: HeldBack | None = None
 
     @property
     def shares(self) -> dict[str, Rate]:
@@ -93,10 +89,11 @@ class StudyArm:
         return self.compared.sems
 
     def row(self) -> dict[str, float | int]:
-        """Flat and finite, the same keys for every arm: rates as shares, differences in points, times in steps.
+        """Flat and finite: rates as shares, differences in points, times in steps.
 
-        An arm whose defence ends has those of `end_`, too: hack rates while training, before the end of the defence and
-        at the end of the run.
+        The same keys for every arm, and more for some. A defence that ends: `end_`, hack rates while training, before
+        its end and at the end of the run. An arm with controls: those of `excess_row`. One with a quarantine, and the
+        first arm beside it: those of `HeldBack`.
         """
         against = self.compared.row()
         found: dict[str, float | int] = {"seeds": self.rates.seeds, "samples": self.rates.samples}
@@ -116,6 +113,8 @@ class StudyArm:
             found |= {"end_after": fmean(after), "end_after_sem": sem(after)}
             found["end_fresh_rise"] = fmean(run.fresh_rise for run in runs)
             found["end_half_seeds"] = sum(run.rates.step is not None for run in runs)
+        found |= excess_row(self.controls) if self.controls else {}
+        found |= self.held.row() if self.held else {}
         return {key: round(found[key], DIGITS) for key in sorted(found)}
 
 
@@ -165,10 +164,12 @@ def study_arms(
     steps: pd.DataFrame,
     confidence: float,
     ends: Mapping[str, int] | None = None,
+    links: Mapping[str, str] | None = None,
 ) -> list[StudyArm]:
     """Every arm of a study in the order of `samples`, whose first is the reference; `steps` as of `read_steps`.
 
-    ends: of arms whose defence ends, the number of steps that it acted on (`ends_of`).
+    ends: of arms whose defence ends, the number of steps that it acted on (`ends_of`). links: control -> the arm that
+    it controls (`controls_of`).
 
     Raises:
         LabError: arms differ in seeds, problems or steps, or a run is shorter than `WINDOW` steps.
@@ -179,6 +180,10 @@ def study_arms(
         check_pairing(results[reference].hacks, result.hacks)
     # No claim of non-inferiority is made here, so the margin is of no consequence.
     compared = compare_arms(gather(results, steps, confidence), reference, pass_margin=0.0)
+    controls = excesses(results, links or {}, confidence)
+    logs = {arm: steps[steps["arm"] == arm] for arm in results}
+    quarantined = {arm for arm in results if has_quarantine(logs[arm])}
+    beside = {*quarantined, reference} if quarantined else set()
     found = []
     for arm, rows in samples.items():
         found.append(
@@ -190,6 +195,8 @@ def study_arms(
                 relapse=relapses(steps, arm),
                 loopholes=loophole_rates(rows, arm, confidence),
                 ended=after_the_end(steps, arm, ends[arm], reference) if ends and arm in ends else {},
+                controls=controls.get(arm, ()),
+                held=held_back(rows, logs[arm], arm, WINDOW) if arm in beside else None,
             )
         )
     return found
@@ -262,22 +269,6 @@ def _loophole_rate(counted: Tally, confidence: float) -> Rate:
     if (counted.graded > 0).all(axis=0).sum() < 2:
         return Rate(float(counted.by_seed().mean()), 0.0, 1.0, int(counted.graded.sum()))
     return one_rate(counted, confidence)
-
-
-def controls_of(arms: Mapping[str, ArmSettings]) -> dict[str, str]:
-    """Control -> the arm that it controls: the same intervention, options and axes on a direction that means something.
-
-    The first such arm in the order of `arms`; a control without one is left out.
-    """
-    found = {}
-    for name, control in arms.items():
-        if control.direction not in CONTROL_KINDS:
-            continue
-        for other, arm in arms.items():
-            if arm.direction in ("hack", "clean") and control.model_copy(update={"direction": arm.direction}) == arm:
-                found[name] = other
-                break
-    return found
 
 
 def dose_series(arms: Mapping[str, ArmSettings], shared: DirectionSettings) -> list[DoseSeries]:

@@ -7,7 +7,18 @@ from collections.abc import Sequence
 from projected_grpo.evaluation.onset import Onset
 
 # Columns that hold words.
-LEFT = ("arm", "role", "study", "claim", "verdict", "says", "thresholds", "unseen loophole", "bodies")
+LEFT = (
+    "arm",
+    "role",
+    "study",
+    "claim",
+    "verdict",
+    "says",
+    "thresholds",
+    "unseen loophole",
+    "bodies",
+    "control",
+)
 
 
 def p_value(p: float) -> str:

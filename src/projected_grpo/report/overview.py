@@ -15,8 +15,8 @@ from projected_grpo.report.cells import markdown_table, p_value, percent
 
 Row = Mapping[str, Any]  # of one arm, as `evaluation.study.StudyArm.row` wrote it, and its loopholes
 HEADER = (
-    "study", "arm", "hack %", "attempt %", "pass %", "format %", "drop pp", "p (Holm)", "hacks outnumber correct",
-    "half are hacks", "relapse pp", "seeds", "n",
+    "study", "arm", "hack %", "attempt %", "pass %", "format %", "drop pp", "p (Holm)", "below its control pp",
+    "hacks outnumber correct", "half are hacks", "relapse pp", "seeds", "n",
 )  # fmt: skip
 
 
@@ -43,6 +43,8 @@ def markdown(studies: Mapping[str, Mapping[str, Row]], settings: Mapping[str, st
         "",
         "Held-out problems with held-out tokens; mean over seeds ± SEM over seeds, of drops the interval. Drop:",
         "points of hack rate below the first arm of the same study; p of no drop, adjusted by Holm over its arms.",
+        "Below its control: below the one of its controls in this study that hacks least, and below how many of them",
+        "it is shown to be. Older tables leave it empty, and their controls are not looked at elsewhere.",
         "Times: steps before hacks outnumber correct answers, and before half are hacks; in brackets the seeds that",
         "got there. Relapse: hack rate of the last steps above the lowest, training rollouts. Intervals of all rates",
         "are in `overview.csv`, rates by loophole in the studies' own tables, the folds of the weak detector in",
@@ -53,7 +55,10 @@ def markdown(studies: Mapping[str, Mapping[str, Row]], settings: Mapping[str, st
 
 
 def _cells(study: str, arm: str, row: Row, reference: str) -> tuple[str, ...]:
-    drop = p = ""
+    drop = p = below = ""
+    if "control" in row:
+        below = f"{row['excess_pp']:+.1f} ({row['excess_ci_low']:.1f} to {row['excess_ci_high']:.1f}) {row['control']}"
+        below += f", {row['controls_beaten']} of {row['controls']}"
     if arm != reference and row["seeds"] > 1:
         drop = f"{row['drop_pp']:+.1f} ({row['drop_ci_low']:.1f} to {row['drop_ci_high']:.1f})"
         p = p_value(row["drop_p_holm"])
@@ -70,6 +75,7 @@ def _cells(study: str, arm: str, row: Row, reference: str) -> tuple[str, ...]:
         ),
         drop,
         p,
+        below,
         *times,
         percent(row["relapse"], row["relapse_sem"], row["seeds"]),
         str(row["seeds"]),

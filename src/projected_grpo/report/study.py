@@ -16,6 +16,8 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
+from projected_grpo.evaluation.controls import strongest
+from projected_grpo.evaluation.held_back import HeldBack
 from projected_grpo.evaluation.statistics import PairedDifference, Rate
 from projected_grpo.evaluation.study import WINDOW, Cost, DoseSeries, LoopholeRates, StudyArm
 from projected_grpo.report import style
@@ -33,8 +35,8 @@ HEADER = (
     "arm", "hack %", "attempt %", "pass %", "format %", "drop pp", "p (Holm)", "pass change pp",
     "hacks outnumber correct", "half are hacks", "relapse pp", "seeds", "n",
 )  # fmt: skip
-
-
+CONTROLS_HEADER = ("arm", "control", "its hack %", "its pass %", "below it pp", "more passes pp")
+HELD_HEADER = ("arm", "hack % as trained", "deployed", "held back pp", "pass % as trained", "deployed")
 ENDED_HEADER = (
     "arm",
     "hack % before the end",
@@ -42,6 +44,16 @@ ENDED_HEADER = (
     "rise pp",
     "undefended rise pp",
     "half are hacks after it",
+)
+CONTROLS = (
+    "Below it: by how many points an arm hacks less than the control, more passes: solves more; paired by seed and\n"
+    "problem. Where an interval holds 0, the effect is not shown to come from what the control lacks. Controls that\n"
+    "only other studies have are not here."
+)
+HELD = (
+    f"Held back: as trained, with the quarantine (training rollouts of the last {WINDOW} steps), minus deployed,\n"
+    "without it (held-out problems, training names); mean over seeds ± SEM. The first arm has none: what it shows\n"
+    "comes of the other problems. Fewer passes without the quarantine: a part of what is held back is ability."
 )
 AFTER_THE_END = (
     f"After the end: hack rate of the training rollouts, mean of the last {WINDOW} steps with the defence and of the\n"
@@ -52,15 +64,16 @@ AFTER_THE_END = (
 
 
 def metrics(rows: Sequence[StudyArm]) -> dict[str, object]:
-    """`metrics/study/<study>.json`: `<arm>.<key>`, and `<arm>.loopholes.<loophole>.<key>`."""
-    return {row.arm: {**row.row(), "loopholes": _by_loophole(row)} for row in rows}
+    """`metrics/study/<study>.json`: `<arm>.<key>`, `<arm>.loopholes.<loophole>.<key>`, and for an arm with controls the
+    name of the strongest, `<arm>.control`."""
+    return {row.arm: {**row.row(), **_control(row), "loopholes": _by_loophole(row)} for row in rows}
 
 
 def table(rows: Sequence[StudyArm]) -> pd.DataFrame:
     """`plots/study/<study>.csv`: one row per arm."""
     return pd.DataFrame(
         [
-            {"study": row.study, "arm": row.arm, **row.row()}
+            {"study": row.study, "arm": row.arm, **row.row(), **_control(row)}
             | {f"{key}_{name}": value for name, found in _by_loophole(row).items() for key, value in found.items()}
             for row in rows
         ]
@@ -72,6 +85,10 @@ def markdown(rows: Sequence[StudyArm], confidence: float, doses: Sequence[DoseSe
     reference = rows[0].arm
     lines = ["# Studies", "", f"## {rows[0].study}", ""]
     lines += [*markdown_table(HEADER, [_cells(row, reference) for row in rows]), ""]
+    if cells := [line for row in rows for line in _controls(row)]:
+        lines += ["Beside each control:", "", *markdown_table(CONTROLS_HEADER, cells), ""]
+    if cells := [_held(row, row.held) for row in rows if row.held]:
+        lines += ["What the quarantine holds back:", "", *markdown_table(HELD_HEADER, cells), ""]
     loopholes = sorted({name for row in rows for name in row.loopholes})
     if len(loopholes) > 1:
         cells = [(row.arm, *(_hack_and_pass(row.loopholes.get(name)) for name in loopholes)) for row in rows]
@@ -93,6 +110,8 @@ def markdown(rows: Sequence[StudyArm], confidence: float, doses: Sequence[DoseSe
         "brackets is in how many seeds it came. Relapse: hack rate of the last",
         f"{WINDOW} steps minus the lowest mean of any {WINDOW} steps of the run, training rollouts; ± SEM.",
         "n: completions.",
+        *([CONTROLS] if any(row.controls for row in rows) else []),
+        *([HELD] if any(row.held for row in rows) else []),
         *([AFTER_THE_END] if any(row.ended for row in rows) else []),
         "",
     ]
@@ -281,6 +300,33 @@ def _cells(row: StudyArm, reference: str) -> tuple[str, ...]:
         str(row.rates.seeds),
         str(row.rates.samples),
     )
+
+
+def _control(row: StudyArm) -> dict[str, str]:
+    return {"control": strongest(row.controls).control.arm} if row.controls else {}
+
+
+def _controls(row: StudyArm) -> list[tuple[str, ...]]:
+    found: list[tuple[str, ...]] = []
+    for each in row.controls:
+        rates = each.control
+        hack = percent(rates.hack_rate, rates.hack_rate_sem, rates.seeds)
+        passed = percent(rates.pass_rate, rates.pass_rate_sem, rates.seeds)
+        found.append((row.arm, rates.arm, hack, passed, _points(each.hacks), _points(each.passes)))
+    return found
+
+
+def _held(row: StudyArm, held: HeldBack) -> tuple[str, ...]:
+    found, seeds = held.row(), row.rates.seeds
+    hacks, passes = (
+        [
+            percent(found[f"{when}_{name}_rate"], found[f"{when}_{name}_rate_sem"], seeds)
+            for when in ("trained", "deployed")
+        ]
+        for name in HACK_AND_PASS
+    )
+    spread = f" ± {found['held_back_pp_sem']:.1f}" if seeds > 1 else ""
+    return row.arm, *hacks, f"{found['held_back_pp']:+.1f}{spread}", *passes
 
 
 def _ended(row: StudyArm) -> tuple[str, ...]:
