@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import math
+import statistics
 from collections.abc import Iterator
+from typing import get_args
 
 import pytest
 import torch
@@ -13,6 +15,7 @@ from projected_grpo.directions.algebra import (
     Frames,
     Gate,
     alignment,
+    alignment_deviation,
     alignment_null,
     alignment_rows,
     basis_overlap,
@@ -30,6 +33,7 @@ from projected_grpo.directions.algebra import (
     shared_energy,
     total_norm,
 )
+from projected_grpo.settings.direction import DirectionSettings
 
 GATES: tuple[Gate, ...] = ("one_sided", "both_sides", "reverse")
 TWO_AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -92,6 +96,12 @@ def test_reverse_flips_the_hackward_sign_and_keeps_the_norm(basis: Tensor, gradi
         assert float(flipped.norm()) == pytest.approx(float(gradient.norm()), rel=1e-5)
 
 
+def test_the_gates_are_those_that_can_be_set_and_no_other() -> None:
+    assert get_args(DirectionSettings.model_fields["gate"].annotation) == get_args(Gate) == GATES
+    with pytest.raises(ValueError, match="no gate 'twosided'"):
+        erase(MIXED, TWO_AXES, "twosided")  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("gate", GATES)
 def test_what_lies_outside_the_axes_stays(gate: Gate, basis: Tensor, gradients: Tensor) -> None:
     outside = gradients - gradients @ basis.T @ basis
@@ -149,6 +159,7 @@ def test_the_null_of_the_alignment_is_what_isotropic_gradients_have() -> None:
     assert null == pytest.approx(math.sqrt(8 * 19 / (2 * 8 * 288)))
     assert math.sqrt(sum(share**2 for share in measured) / len(measured)) == pytest.approx(null, rel=0.02)
     assert sum(measured) / len(measured) == pytest.approx(null, rel=0.02)
+    assert statistics.stdev(measured) == pytest.approx(alignment_deviation(bases), rel=0.1)  # of 500: 3 % by chance
 
 
 def test_cosine_over_all_modules_together() -> None:

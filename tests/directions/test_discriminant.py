@@ -39,6 +39,8 @@ def test_weights_are_the_gap_over_the_spread_within_sides() -> None:
     # Each side deviates by (.1, .1) and by its negative: variance over four values 4 * .01 / 3 in both coordinates.
     variance = 4 * 0.01 / 3
     assert found.weights["m"].tolist() == [pytest.approx(0), pytest.approx(1.4 / (variance * (1 + RIDGE)))]
+    softer = discriminant(hack, clean, ridge=0.5)
+    assert softer.weights["m"].tolist() == [pytest.approx(0), pytest.approx(1.4 / (variance * 1.5))]
     assert found.read(clean).mean() == pytest.approx(0.0, abs=1e-6)
     assert found.read(hack).mean() == pytest.approx(1.0)
 

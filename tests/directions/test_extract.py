@@ -24,7 +24,6 @@ from projected_grpo.directions.extract import (
     module_direction,
     module_directions,
     pad_right,
-    pair_differences,
     pair_gradients,
     random_modules,
     sign_accuracy,
@@ -37,6 +36,10 @@ from projected_grpo.spectral import deltas
 DENOMINATOR = 64
 RATE = 0.01  # of the one descent step in the sign tests: small enough for first order to hold
 PAIRS = 8
+
+
+def pair_differences(policy: PeftModel, tokenizer, pairs: list[Pair], settings: ExtractionOptions) -> dict[str, Tensor]:
+    return direction_rows(pair_gradients(policy, tokenizer, pairs, settings), settings)
 
 
 def options(k_max: int = PAIRS, batch_size: int = 60) -> ExtractionOptions:

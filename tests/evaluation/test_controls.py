@@ -59,6 +59,9 @@ def test_the_studies_own_controls_are_found_whatever_makes_them_one():
     links = controls_of(arms)
     assert links["guarded_shuffled"] == links["guarded_flipped"] == "guarded"
     assert links["random_energy"] == links["flipped"] == "projected"
+    assert links["routed_seeded"] == links["routed_flipped"] == "routed"
+    assert links["rollout_routed_seeded"] == "rollout_routed"
+    assert links["rollout_routed_share_random"] == "rollout_routed_share"
     assert links["trusted_hacks"] == links["trusted_random"] == "trusted"
     assert links["projected_static_flipped"] == "projected_static"
     kinds = ("random", "placebo", "permuted", "flipped")
@@ -86,9 +89,8 @@ def test_an_option_that_makes_a_control_may_be_spelled_out_as_off():
 
 
 def test_the_options_are_those_of_their_families():
-    for name, (option, value) in CONTROL_OPTIONS.items():
-        options = family(name, "arms.x").Options.model_validate({option: value})
-        assert getattr(options, option) == value != getattr(family(name, "arms.x").Options(), option)
+    for name, (option, own) in CONTROL_OPTIONS.items():
+        assert getattr(family(name, "arms.x").Options(), option) == own
 
 
 class TestExcess:
@@ -139,7 +141,11 @@ class TestExcess:
         found = json.loads(json.dumps(metrics(rows)))
         assert found["projected"]["control"] == "placebo"
         assert "control" not in found["random"]
-        [line] = [line for line in overview.markdown({"core": found}, {}).splitlines() if "| projected |" in line]
+        [line] = [
+            line
+            for line in overview.markdown({"core": found}, {}, {"again": {"seconds": 1.0}}).splitlines()
+            if "| projected |" in line
+        ]
         assert "| +20.0 (" in line
         assert ") placebo, 1 of 2 |" in line
         assert "Beside each control" not in markdown(study_arms("core", samples, steps, 0.95), 0.95)

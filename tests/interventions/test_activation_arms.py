@@ -46,9 +46,9 @@ def test_a_discount_costs_and_never_pays() -> None:
     assert discounted([3.0, -3.0, 2.0], [1.0, 1.0, 0.0], "additive", 2.0) == [1.0, -5.0, 2.0]
 
 
-def advantage_arm(monkeypatch: pytest.MonkeyPatch, alpha: float) -> Advantage:
+def advantage_arm(monkeypatch: pytest.MonkeyPatch, alpha: float, **options: float) -> Advantage:
     arm = Advantage.__new__(Advantage)
-    arm.options, arm.model, arm.tokenizer = advantage.Options(alpha=alpha), None, None  # type: ignore[assignment]
+    arm.options, arm.model, arm.tokenizer = advantage.Options(alpha=alpha, **options), None, None  # type: ignore[assignment]
     arm.at_once = 4
     arm.concept, arm._scores, arm._flagged = Concept((0,), torch.tensor([[1.0, 0.0]]), 1.0), None, 0.0
     states = torch.tensor([[3.0, 9.0], [1.0, 9.0], [1.0, 9.0], [1.0, 9.0]]).view(4, 1, 2)
@@ -62,6 +62,8 @@ def test_advantage_discounts_what_stands_out_of_its_group(monkeypatch: pytest.Mo
     assert got == [pytest.approx(3.0 / (1 + 2 * 3**0.5)), *REWARDS[1:]]  # z = (3 - 1.5) / sqrt(0.75)
     assert arm.scores() == [3.0, 1.0, 1.0, 1.0]
     assert arm.figures()["flagged"] == 0.25
+    floored = advantage_arm(monkeypatch, 2.0, floor=3.0).reward(rollouts(), list(REWARDS))
+    assert floored[0] == pytest.approx(3.0 / (1 + 2 * 0.5))  # z = (3 - 1.5) / 3
 
 
 def test_advantage_off_is_the_same_floats(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -151,6 +153,13 @@ def test_the_axes_of_v_are_read_by_the_share_alone() -> None:
     for reading, refused in (("signed", 1), ("share", 1), ("discriminant", 0)):
         found = faults(ArmSettings.model_validate({**late, "options": {"reading": reading}}))
         assert found == ["arms.own.axes.refresh_every"] * refused
+
+
+def test_the_ridge_is_the_discriminants() -> None:
+    block = {"intervention": "gradient_advantage", "direction": "hack", "options": {"ridge": 0.1}}
+    assert faults(ArmSettings.model_validate(block)) == ["arms.own.options.ridge"]
+    read = {**block, "options": {"ridge": 0.1, "reading": "discriminant"}}
+    assert faults(ArmSettings.model_validate(read)) == []
 
 
 def test_the_discriminant_wants_pairs() -> None:

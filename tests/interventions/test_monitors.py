@@ -101,18 +101,21 @@ def test_stub_passes_needs_a_sandbox() -> None:
 # --- the probe ----------------------------------------------------------------------------------------------
 
 
-def test_the_regression_is_at_its_minimum() -> None:
+@pytest.mark.parametrize("ridge", [1.0, 0.1])
+def test_the_regression_is_at_its_minimum(ridge: float) -> None:
     """Gradient of the loss of the docstring at the returned weights, taken by hand."""
     generator = torch.Generator().manual_seed(0)
     features = torch.randn(40, 5, generator=generator) * torch.tensor([1.0, 10.0, 0.1, 1.0, 0.0]) + 3
     labels = (features[:, 0] + 0.3 * torch.randn(40, generator=generator) > 3).float()
-    weights, bias = fitted(features, labels)
+    weights, bias = fitted(features, labels, ridge)
     assert weights[4] == 0  # never varies
     x = features.double()
     deviation = x.std(0, correction=0)
     standard = torch.where(deviation > 1e-6, (x - x.mean(0)) / deviation.clamp_min(1e-6), 0.0)
     residual = (x @ weights + bias).sigmoid() - labels
-    assert torch.allclose(standard.T @ residual + weights * deviation, torch.zeros(5, dtype=torch.float64), atol=1e-6)
+    assert torch.allclose(
+        standard.T @ residual + ridge * weights * deviation, torch.zeros(5, dtype=torch.float64), atol=1e-6
+    )
     assert float(residual.sum()) == pytest.approx(0, abs=1e-6)
 
 

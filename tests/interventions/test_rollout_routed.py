@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from peft import PeftModel
 from pydantic import ValidationError
 from torch import Tensor
 
+from projected_grpo.directions.algebra import Bases
 from projected_grpo.directions.discriminant import Discriminant
 from projected_grpo.errors import ParamsError
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE, StepGradients, Vectors, Workbench
+from projected_grpo.interventions.reading import Reader
 from projected_grpo.interventions.registry import check_arms
 from projected_grpo.interventions.rollout_routed import Options, RolloutRouted, build
 from projected_grpo.settings.arms import ArmSettings
@@ -27,7 +31,7 @@ SETTINGS = DirectionSettings(k=1, gate="one_sided", refresh_every=2, project="gr
 
 
 def made(monkeypatch: pytest.MonkeyPatch, model: PeftModel | None = None, **options: object) -> RolloutRouted:
-    monkeypatch.setattr(RolloutRouted, "_fit", lambda _: KNOWN)
+    monkeypatch.setattr(Reader, "_fit", lambda _: KNOWN)
     bench = Workbench(model, None, None, 0, "hack", SETTINGS)  # type: ignore[arg-type]
     return build(Options.model_validate(options), bench)
 
@@ -91,7 +95,7 @@ def test_switched_off_the_deployed_adapter_gets_the_very_gradient(monkeypatch: p
     assert parts[QUARANTINE]["m"].tolist() == [0.0, 0.0]
     assert arm.scores() is None
     assert arm.figures()["flagged"] == 0.0
-    monkeypatch.setattr(RolloutRouted, "_fit", lambda _: pytest.fail("it was fitted anew"))
+    monkeypatch.setattr(Reader, "_fit", lambda _: pytest.fail("it was fitted anew"))
     arm.start_step(2)
 
 
@@ -101,11 +105,11 @@ def test_it_is_fitted_anew_with_the_quarantine_off_and_resumes(
     arm = made(monkeypatch, policy)
     seen: list[set[str]] = []
 
-    def fit(_: RolloutRouted) -> Discriminant:
+    def fit(_: Reader) -> Discriminant:
         seen.append({adapter for vectors in deltas_in_use(policy).values() for adapter in vectors})
         return Discriminant({"m": torch.tensor([0.0, 1.0])}, clean=-1.0, hack=1.0)
 
-    monkeypatch.setattr(RolloutRouted, "_fit", fit)
+    monkeypatch.setattr(Reader, "_fit", fit)
     for at in range(3):
         arm.start_step(at)
     assert seen == [{DEFAULT}]
@@ -117,6 +121,90 @@ def test_it_is_fitted_anew_with_the_quarantine_off_and_resumes(
     assert torch.equal(parts[DEFAULT]["m"], wanted[DEFAULT]["m"])
     assert same(wanted[QUARANTINE], HACK + UNSURE + CLEAN)  # (0, 1) is a hack's now: the unsure one alone is sent away
     assert same(wanted[DEFAULT], HACK + CLEAN + PUNISHED)
+
+
+# ---------------------------------------------------------------- read by alignment with V, against its null band
+
+
+@dataclasses.dataclass
+class Turning:
+    """One axis of four along the first coordinate, then along the second."""
+
+    independent: bool = True
+
+    def initial(self) -> Bases:
+        return {"m": torch.eye(4)[:1]}
+
+    def refreshed(self, step: int) -> Bases:
+        del step
+        return {"m": torch.eye(4)[1:2]}
+
+
+def by_share(model: PeftModel | None = None, **options: object) -> RolloutRouted:
+    bench = Workbench(model, None, None, 0, "hack", SETTINGS, Turning())  # type: ignore[arg-type]
+    return build(Options.model_validate({"reading": "share", **options}), bench)
+
+
+# Shares 1, 0 (it points away) and the null's own, sqrt(k / 2r) = .354; a punished one of share 1.
+ALONG = torch.tensor([[1.0, 0, 0, 0], [-1.0, 0, 0, 0], [0.125**0.5, 0.875**0.5, 0, 0], [1.0, 0, 0, 0]])
+PAID = torch.tensor([2.0, 1.0, 1.0, -1.0])
+
+
+def test_an_alignment_is_read_in_deviations_of_the_null() -> None:
+    arm = by_share()
+    parts = arm.gradient(step(PAID, ALONG))
+    deviation = (5 / 32 - 1 / 64) ** 0.5  # sqrt(5 / 8r - k / 4r^2)
+    null = 0.125**0.5
+    assert arm.scores() == pytest.approx(
+        [(1 - null) / deviation, -null / deviation, 0.0, (1 - null) / deviation], abs=1e-6
+    )
+    assert arm.options.band == (-2.0, 2.0)  # nothing leaves a band as wide as this, in four dimensions
+    assert parts[DEFAULT]["m"].tolist() == step(PAID, ALONG).total["m"].tolist()
+    assert arm.figures()["flagged"] == 0.0
+    assert arm.bases() is not None
+
+
+def test_beyond_the_null_band_a_completion_is_sent_away_and_below_it_is_kept() -> None:
+    gradients = step(PAID, ALONG)
+    arm = by_share(low=-0.9, high=1.0)
+    parts = arm.gradient(gradients)
+    away, kept, shared, punished = PAID[:, None] * ALONG
+    assert same(parts[DEFAULT], kept + shared + punished)
+    assert same(parts[QUARANTINE], away + shared)
+    assert arm.figures() | {"flagged": 0.25, "axes": 1.0} == arm.figures()
+
+
+def test_v_is_refreshed_with_the_quarantine_off_and_resumes(policy: PeftModel) -> None:
+    arm = by_share(policy, low=-0.9, high=1.0)
+    for at in range(3):
+        arm.start_step(at)
+    assert arm.figures()["basis_overlap"] == 0.0
+    arm.gradient(step(PAID, ALONG))
+    assert arm.scores()[0] < 0  # the old axis is none of the new ones
+    resumed = by_share(policy, low=-0.9, high=1.0)
+    resumed.load_state(arm.state())
+    resumed.gradient(step(PAID, ALONG))
+    assert resumed.scores() == arm.scores()
+    off = by_share(policy, enabled=False)
+    off.start_step(2)
+    assert off.figures()["basis_overlap"] == 1.0
+
+
+def test_what_the_share_reads_and_what_it_does_not() -> None:
+    def refused(direction: str, axes: dict[str, object], **options: object) -> list[str]:
+        block = {"intervention": "rollout_routed", "direction": direction, "axes": axes, "options": options}
+        try:
+            check_arms({"own": ArmSettings.model_validate(block)}, SETTINGS)
+        except ParamsError as refusal:
+            return [fault.setting for fault in refusal.faults]
+        return []
+
+    assert refused("random", {"k": 1}, reading="share") == []
+    assert refused("clean", {}, reading="share") == ["arms.own.direction"]
+    assert refused("hack", {"k": 1}) == ["arms.own.axes.k"]
+    assert refused("hack", {"gate": "reverse"}, reading="share") == ["arms.own.axes.gate"]
+    assert refused("hack", {}, reading="share", ridge=0.5) == ["arms.own.options.ridge"]
+    assert Options(reading="share", low=0.0).band == (0.0, 2.0)
 
 
 @pytest.mark.parametrize("direction", ["random", "clean"])

@@ -6,13 +6,14 @@ import pytest
 import torch
 from peft import PeftModel
 
-from projected_grpo.directions.algebra import Bases
+from projected_grpo.directions.algebra import Bases, cosine, total_norm
 from projected_grpo.errors import ParamsError
 from projected_grpo.interventions import routed
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE, StepGradients, Workbench
 from projected_grpo.interventions.registry import check_arms
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.direction import DirectionSettings
+from projected_grpo.spectral import deltas
 from projected_grpo.spectral.names import deltas_in_use
 
 AXES = torch.tensor([[1.0, 0.0, 0.0], [0.0, 1.0, 0.0]])
@@ -90,6 +91,21 @@ def test_capacity_span_keeps_the_quarantines_update_on_the_axes() -> None:
     assert arm.update(QUARANTINE, GRADIENT)["a"].tolist() == [2.0, -3.0, 0.0]
     assert arm.update(DEFAULT, GRADIENT) is GRADIENT
     assert made().update(QUARANTINE, GRADIENT) is GRADIENT
+
+
+def test_seeded_the_quarantine_begins_away_from_zero_in_a_direction_of_the_runs_seed(policy: PeftModel) -> None:
+    def begun(seed: int, **options: object) -> dict[str, torch.Tensor]:
+        bench = Workbench(policy, None, None, seed, "hack", settings(), Watching(policy))  # type: ignore[arg-type]
+        routed.build(routed.Options.model_validate(options), bench).start()
+        return {module: delta.detach().clone() for module, delta in deltas(policy, QUARANTINE).items()}
+
+    assert total_norm(begun(1)) == 0.0
+    first, again, other = begun(1, seeded=5.0), begun(1, seeded=5.0), begun(2, seeded=5.0)
+    assert total_norm(first) == pytest.approx(5.0)
+    assert all(torch.equal(first[module], again[module]) for module in first)
+    assert abs(cosine(first, other)) < 0.5
+    assert len({float(delta[0]) for delta in first.values()}) == len(first)  # modules are drawn apart
+    assert total_norm(dict(deltas(policy))) == 0.0  # the deployed adapter is left where it is
 
 
 def test_axes_are_refreshed_on_the_deployed_policy_alone(policy: PeftModel) -> None:

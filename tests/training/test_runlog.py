@@ -93,6 +93,12 @@ def test_rows_come_back_as_they_were_written(log: RunLog, tmp_path: Path) -> Non
     assert table.to_pylist() == [{name: r[name] for name in ROLLOUTS.names} for r in rows]
 
 
+def test_a_column_that_the_schema_lacks_is_refused_not_dropped(log: RunLog) -> None:
+    with pytest.raises(ValueError, match="no column rewrad"):
+        log.write_rollouts(0, [row(0), row(0, 1, rewrad=1.0)])
+    assert not list(log.parts("rollouts"))
+
+
 def test_equal_rows_join_to_equal_bytes(tmp_path: Path) -> None:
     for name in ("a", "b"):
         log = RunLog(tmp_path / name)

@@ -71,11 +71,18 @@ def hackward_coefficients(gradient: Tensor, basis: Tensor, gate: Gate) -> Tensor
 
     one_sided: relu(V g), only what points hack-ward. both_sides: V g, the whole component.
     reverse: 2 relu(V g), the hack-ward part is reflected.
+
+    Raises:
+        ValueError: there is no such gate.
     """
     coefficients = gradient @ basis.mT
     if gate == "both_sides":
         return coefficients
-    return coefficients.clamp_min(0) * (2 if gate == "reverse" else 1)
+    if gate == "one_sided":
+        return coefficients.clamp_min(0)
+    if gate == "reverse":
+        return coefficients.clamp_min(0) * 2
+    raise ValueError(f"there is no gate {gate!r}")
 
 
 def erase(
@@ -161,6 +168,18 @@ def alignment_null(bases: Bases) -> float:
     axes = sum(basis.shape[0] for basis in bases.values())
     dimensions = sum(basis.shape[1] for basis in bases.values())
     return math.sqrt(axes / (2 * dimensions))
+
+
+def alignment_deviation(bases: Bases) -> float:
+    """Standard deviation of `alignment` for an isotropic gradient: sqrt(5 / 8r - k / 4r^2), k and r summed over all.
+
+    With X what the gate keeps of the squared length G, sums over axes of standard normal z: var X = 5k/4, as relu(z)^2
+    has the moments 1/2 and 3/2; var G = 2r; their covariance is k. To first order X / G has the variance
+    (5k/4 - k^2 / 2r) / r^2, and its root that over 4 X / G, with k / 2r for X / G.
+    """
+    axes = sum(basis.shape[0] for basis in bases.values())
+    dimensions = sum(basis.shape[1] for basis in bases.values())
+    return math.sqrt(5 / (8 * dimensions) - axes / (4 * dimensions**2))
 
 
 def cosine_rows(rows: Vectors, direction: Vectors) -> Tensor:

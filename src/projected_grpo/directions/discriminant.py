@@ -4,7 +4,7 @@ The mean pair difference is a poor ruler for one completion: a few coordinates w
 and they vary as much within a side as between the sides. Each coordinate j is therefore weighed by its spread within
 the sides,
 
-    w_j = (m_hack - m_clean)_j / (s_j^2 + RIDGE * mean_j s_j^2),
+    w_j = (m_hack - m_clean)_j / (s_j^2 + ridge * mean_j s_j^2),
 
 Fisher's discriminant with the covariance taken as diagonal, which is the better one where there are more coordinates
 than texts (Bickel and Levina 2004, "Some theory for Fisher's linear discriminant function, naive Bayes, and some
@@ -21,7 +21,7 @@ from torch import Tensor
 
 from projected_grpo.directions.algebra import Vectors
 
-RIDGE = 1e-3  # of the mean variance: a coordinate that never varied among so few texts is not known to be silent
+RIDGE = 1e-3  # a coordinate that never varied among so few texts is not known to be silent
 
 
 @dataclasses.dataclass(frozen=True)
@@ -53,8 +53,10 @@ def _project(units: Vectors, weights: Vectors) -> Tensor:
     return torch.stack([unit @ weights[module].double() for module, unit in units.items()]).sum(0)
 
 
-def discriminant(hack: Vectors, clean: Vectors) -> Discriminant:
+def discriminant(hack: Vectors, clean: Vectors, ridge: float = RIDGE) -> Discriminant:
     """From the gradients of n hacks and n clean answers, (n, r) per module, each of length 1 (`unit_rows`).
+
+    ridge: added to each coordinate's variance, in shares of the mean one.
 
     Raises:
         ValueError: fewer than two answers a side, or sides with the same mean.
@@ -67,7 +69,7 @@ def discriminant(hack: Vectors, clean: Vectors) -> Discriminant:
         for module, rows in hack.items()
     }
     coordinates = sum(spread.numel() for spread in variance.values())
-    floor = RIDGE * sum(float(spread.sum()) for spread in variance.values()) / coordinates
+    floor = ridge * sum(float(spread.sum()) for spread in variance.values()) / coordinates
     weights = {module: gap / (variance[module] + floor) for module, gap in difference.items()}
     ends = [float(_project(side, weights).mean()) for side in (clean, hack)]
     if not ends[1] > ends[0]:  # also for NaN

@@ -145,14 +145,6 @@ def direction_rows(gradients: PairGradients, options: ExtractionOptions) -> Rows
     return {module: rows[:count] - rows[count:] for module, rows in both.items()}
 
 
-def pair_differences(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, pairs: Sequence[Pair], options: ExtractionOptions
-) -> Rows:
-    """d = grad(hack) - grad(clean) per pair and module, (pairs, r), whatever rows `options` names."""
-    gradients = pair_gradients(model, tokenizer, pairs, options)
-    return direction_rows(gradients, dataclasses.replace(options, rows="difference"))
-
-
 # ---------------------------------------------------------------- axes
 
 

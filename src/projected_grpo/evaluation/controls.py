@@ -14,9 +14,14 @@ from projected_grpo.evaluation.statistics import PairedDifference, paired_differ
 from projected_grpo.settings.arms import ArmSettings
 
 CONTROL_KINDS = ("random", "placebo", "permuted", "flipped")  # directions that do not tell hacks from clean answers
-# Family -> the option that makes a control of its arm: chance decides which completions are left out; the span of the
-# hacks stands in for that of the clean answers.
-CONTROL_OPTIONS: Mapping[str, tuple[str, object]] = {"guarded": ("shuffled", True), "trusted": ("answers", "hack")}
+# Family -> the option that makes a control of its arm, and its value in the arm itself. Controls: chance decides which
+# completions are left out; the span of the hacks stands in for the clean answers'; the quarantine begins anywhere.
+CONTROL_OPTIONS: Mapping[str, tuple[str, object]] = {
+    "guarded": ("shuffled", False),
+    "trusted": ("answers", "clean"),
+    "routed": ("seeded", 0.0),
+    "rollout_routed": ("seeded", 0.0),
+}
 RANDOM_ONLY = ("random_match", "random_redraw")  # axes that random directions alone read
 
 
@@ -60,16 +65,17 @@ def controls_of(arms: Mapping[str, ArmSettings]) -> dict[str, str]:
     for name, control in arms.items():
         if not _is_control(control):
             continue
+        bare = _bare(control)
         for other, arm in treated.items():
-            if _bare(control).model_copy(update={"direction": arm.direction}) == arm:
+            if bare.model_copy(update={"direction": arm.direction}) == arm:
                 found[name] = other
                 break
     return found
 
 
 def _is_control(arm: ArmSettings) -> bool:
-    option, value = CONTROL_OPTIONS.get(arm.intervention, ("", None))
-    return arm.direction in CONTROL_KINDS or (option in arm.options and arm.options[option] == value)
+    option, own = CONTROL_OPTIONS.get(arm.intervention, ("", None))
+    return arm.direction in CONTROL_KINDS or arm.options.get(option, own) != own
 
 
 def _bare(arm: ArmSettings) -> ArmSettings:

@@ -23,7 +23,7 @@ from torch import Tensor
 from projected_grpo.directions.concept import KINDS, Concept, concept, hidden_means
 from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.base import Intervention, Rollouts, Workbench
-from projected_grpo.settings.section import Rate, Section, broken_rule
+from projected_grpo.settings.section import Positive, Rate, Section, broken_rule
 
 if TYPE_CHECKING:
     from projected_grpo.settings.arms import ArmSettings
@@ -31,7 +31,6 @@ if TYPE_CHECKING:
 
 NEEDS_DIRECTION = True
 READS_AXES: frozenset[str] = frozenset()
-FLOOR = 0.1  # of the group's standard deviation, in that of clean texts
 
 Form = Literal["multiplicative", "additive"]
 
@@ -61,6 +60,9 @@ class Options(Depths):
 
     alpha: Annotated[float, Field(ge=0.0)] = 2.0
     """strength of the discount; 0 is off"""
+
+    floor: Positive = 0.1
+    """least spread of a group's scores that counts, in standard deviations of the clean texts' scores"""
 
 
 def one_sided_z(scores: Tensor, group_size: int, floor: float) -> Tensor:
@@ -100,7 +102,7 @@ class Advantage(Intervention):
             self.model, self.tokenizer, rollouts.prompts, rollouts.token_ids, self.concept.layers, self.at_once
         )
         scores = self.concept.score(states).cpu()
-        z = one_sided_z(scores, rollouts.group_size, FLOOR)
+        z = one_sided_z(scores, rollouts.group_size, self.options.floor)
         self._scores, self._flagged = scores.tolist(), float((z > 0).float().mean())
         return list(discounted(rewards, z.tolist(), self.options.form, self.options.alpha))
 

@@ -209,7 +209,3 @@ class Intervention:
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         """Restore what `state` returned."""
         del state
-
-
-# What the file of an arm family must offer beside `class Options(Section)`: `build(options, workbench)`.
-Builder = Callable[[Any, Workbench], Intervention]

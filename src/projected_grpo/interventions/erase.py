@@ -40,6 +40,46 @@ class Options(Section):
     """Nothing beyond the direction block: k, gate, refresh, what is projected, overshoot (0: the arm is off)."""
 
 
+class Axes:
+    """V in use by an arm: the bases of `source`, with their refresh, their figures and what a checkpoint must hold."""
+
+    def __init__(self, settings: DirectionSettings, source: DirectionSource) -> None:
+        self.refresh_every = settings.refresh_every
+        self.source = source
+        self.frames = Frames(source.initial())
+        self.overlap = 1.0  # of V with the one before this step
+
+    def start_step(self, step: int) -> bool:
+        """Draw V anew where a refresh is due at this step; says whether it was."""
+        self.overlap = 1.0
+        if not self.refresh_every or not step or step % self.refresh_every:
+            return False
+        old, self.frames = self.frames, Frames(self.source.refreshed(step))
+        self.overlap = basis_overlap(old, self.frames)
+        if self.overlap < MIN_OVERLAP and not self.source.independent:
+            warnings.warn(
+                f"step {step}: the refreshed V shares {self.overlap:.2f} of its span with the last one, under "
+                f"{MIN_OVERLAP}: the policy has moved far, or the pairs no longer tell; refresh more often",
+                stacklevel=3,
+            )
+        return True
+
+    def beside(self, vectors: Vectors) -> Frames:
+        """V, brought once to where the vectors are."""
+        self.frames = self.frames.on(next(iter(vectors.values())).device)
+        return self.frames
+
+    def figures(self) -> dict[str, float]:
+        sizes = [len(basis) for basis in self.frames.values()]
+        return {"basis_overlap": self.overlap, "axes": float(sum(sizes)), "bare_modules": float(sizes.count(0))}
+
+    def state(self) -> dict[str, Tensor]:
+        return {module: basis.clone() for module, basis in self.frames.items()}
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.frames = Frames(state)
+
+
 class Erase(Intervention):
     """Projection off `source`'s axes, see the module docstring.
 
@@ -48,27 +88,14 @@ class Erase(Intervention):
 
     def __init__(self, settings: DirectionSettings, source: DirectionSource, reference: Bases | None = None) -> None:
         self.settings = settings
-        self.source = source
+        self.axes = Axes(settings, source)
         self.reference = None if reference is None else Frames(reference)
-        self.basis = Frames(source.initial())
-        self._overlap = 1.0
         self._overshoot = settings.overshoot
         self._purge_due = False  # from a refresh to the gradient of the same step: never while a checkpoint is written
 
     def start_step(self, step: int) -> None:
-        self._overlap = 1.0
-        every = self.settings.refresh_every
-        if not every or not step or step % every:
-            return
-        old, self.basis = self.basis, Frames(self.source.refreshed(step))
-        self._overlap = basis_overlap(old, self.basis)
-        self._purge_due = self.settings.purge_moments
-        if self._overlap < MIN_OVERLAP and not self.source.independent:
-            warnings.warn(
-                f"step {step}: the refreshed V shares {self._overlap:.2f} of its span with the last one, under "
-                f"{MIN_OVERLAP}: the policy has moved far, or the pairs no longer tell; refresh more often",
-                stacklevel=2,
-            )
+        if self.axes.start_step(step):
+            self._purge_due = self.settings.purge_moments
 
     def purge(self, moments: Vectors) -> Vectors:
         """What Adam remembers along V comes from the time before V was what it is: its whole span is cleared."""
@@ -103,29 +130,23 @@ class Erase(Intervention):
         return erase_all(gradients, bases, gate, overshoot, self.settings.preserve_magnitude), overshoot
 
     def _bases_for(self, vectors: Vectors) -> Frames:
-        """V, brought once to where the gradients are."""
-        device = next(iter(vectors.values())).device
-        self.basis = self.basis.on(device)
-        self.reference = None if self.reference is None else self.reference.on(device)
-        return self.basis
+        """V, with the reference brought to the same device."""
+        basis = self.axes.beside(vectors)
+        if self.reference is not None:
+            self.reference = self.reference.on(next(iter(vectors.values())).device)
+        return basis
 
     def bases(self) -> Bases:
-        return self.basis
+        return self.axes.frames
 
     def figures(self) -> dict[str, float]:
-        sizes = [len(basis) for basis in self.basis.values()]
-        return super().figures() | {
-            "basis_overlap": self._overlap,
-            "axes": float(sum(sizes)),
-            "bare_modules": float(sizes.count(0)),
-            "overshoot": self._overshoot,
-        }
+        return super().figures() | self.axes.figures() | {"overshoot": self._overshoot}
 
     def state(self) -> dict[str, Tensor]:
-        return {module: basis.clone() for module, basis in self.basis.items()}
+        return self.axes.state()
 
     def load_state(self, state: Mapping[str, Tensor]) -> None:
-        self.basis = Frames(state)
+        self.axes.load_state(state)
 
 
 def check(options: Options, arm: ArmSettings, direction: DirectionSettings | None) -> None:

@@ -11,14 +11,13 @@ discounted after the backward pass, and g' = sum_i A'_i u_i is put together at t
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 import torch
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor
 
 from projected_grpo.directions.algebra import Bases, Frames, alignment_rows, cosine_rows
-from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.advantage import Form, discounted, one_sided_z
 from projected_grpo.interventions.base import (
     DEFAULT,
@@ -29,8 +28,8 @@ from projected_grpo.interventions.base import (
     Vectors,
     Workbench,
 )
-from projected_grpo.interventions.reading import READS, Reader, check_paired
-from projected_grpo.settings.section import Section
+from projected_grpo.interventions.reading import READS, DiscriminantOptions, Reader, check_axes_read, check_paired
+from projected_grpo.settings.section import Positive, broken_rule
 
 if TYPE_CHECKING:
     from projected_grpo.settings.arms import ArmSettings
@@ -41,10 +40,10 @@ NEEDS_ROLLOUT_GRADIENTS = "unit"
 
 READ_BY = {"signed": frozenset(), "share": frozenset({"k", "noise_floor", "mean_diff"}), "discriminant": READS}
 READS_AXES = frozenset().union(*READ_BY.values())
-FLOOR = 0.125  # under a group's spread of the discriminant's readings: about what clean answers vary by
+FLOOR = 0.125  # of the discriminant's readings: about what clean answers vary by
 
 
-class Options(Section):
+class Options(DiscriminantOptions):
     """The discount, and how a gradient is read."""
 
     form: Form = "multiplicative"
@@ -57,6 +56,17 @@ class Options(Section):
     """signed: cosine with the mean pair difference; share: the hack-ward share of the gradient, with V; discriminant:
     that of the guard, fitted anew at each refresh"""
 
+    floor: Positive | None = None
+    """least spread of a group's scores that counts; null: 0.125 of the discriminant's, and of the others what the
+    cosine of two isotropic directions varies by"""
+
+    @model_validator(mode="after")
+    def _nothing_ignored(self) -> Self:
+        if self.reading != "discriminant" and self.ridge != type(self).model_fields["ridge"].default:
+            rule = f"must not be set where reading is {self.reading}; it would be ignored"
+            raise broken_rule("ridge", self.ridge, rule, "remove it, or set reading: discriminant")
+        return self
+
 
 class GradientAdvantage(Intervention):
     """V and the mean difference are those of the untrained policy."""
@@ -66,8 +76,8 @@ class GradientAdvantage(Intervention):
         self.unit_rollouts = options.alpha > 0
         self.means = means
         self.frames = Frames(bases)
-        # The floor under a group's spread: what the cosine of two isotropic directions varies by, 1 / sqrt(sum r).
-        self.floor = sum(mean.numel() for mean in means.values()) ** -0.5
+        # What the cosine of two isotropic directions varies by: 1 / sqrt(sum r).
+        self.floor = options.floor or sum(mean.numel() for mean in means.values()) ** -0.5
         self._rewards: list[float] = []
         self._graded: tuple[bool, ...] = ()
         self._group_size = 1
@@ -119,14 +129,14 @@ class DiscriminantAdvantage(GradientAdvantage):
 
     def __init__(self, options: Options, means: Vectors, bases: Bases, reader: Reader) -> None:
         super().__init__(options, means, bases)
-        self.floor = FLOOR
+        self.floor = options.floor or FLOOR
         self.reader = reader
 
     def start_step(self, step: int) -> None:
         self.reader.start_step(step)
 
     def read(self, unit: Vectors) -> Tensor:
-        return self.reader.discriminant.read(unit)
+        return self.reader.read(unit)
 
     def figures(self) -> dict[str, float]:
         return self.reader.figures() | {"flagged": self._flagged}
@@ -147,10 +157,7 @@ def check(options: Options, arm: ArmSettings, direction: DirectionSettings | Non
     del direction
     if options.reading == "discriminant":
         check_paired(arm)
-    rule, fix = f"must not be set where options.reading is {options.reading}; it would be ignored", "remove it"
-    ignored = [key for key in arm.axes if key not in READ_BY[options.reading]]
-    if ignored:
-        raise ParamsError(LabError(setting=f"axes.{key}", value=arm.axes[key], rule=rule, fix=fix) for key in ignored)
+    check_axes_read(options.reading, arm, READ_BY)
 
 
 def build(options: Options, workbench: Workbench) -> Intervention:
@@ -159,5 +166,7 @@ def build(options: Options, workbench: Workbench) -> Intervention:
     assert means is not None, "the registry refuses an arm without a direction"
     assert source is not None, "it comes with the means"
     if options.reading == "discriminant":
-        return DiscriminantAdvantage(options, means, source.initial(), Reader(workbench, options.alpha > 0))
+        return DiscriminantAdvantage(
+            options, means, source.initial(), Reader(workbench, options.alpha > 0, options.ridge)
+        )
     return GradientAdvantage(options, means, source.initial())

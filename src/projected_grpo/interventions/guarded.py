@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from projected_grpo.interventions.base import DEFAULT, Parts, StepGradients, Workbench
-from projected_grpo.interventions.reading import READS, Reader, check_paired
-from projected_grpo.settings.section import Section
+from projected_grpo.interventions.reading import READS, DiscriminantOptions, Reader, as_reinforced, check_paired
 
 if TYPE_CHECKING:
     from projected_grpo.settings.arms import ArmSettings
@@ -29,7 +28,7 @@ NEEDS_ROLLOUT_GRADIENTS = True
 READS_AXES = READS
 
 
-class Options(Section):
+class Options(DiscriminantOptions):
     """Beyond the direction block, of which `refresh_every` alone is read. Needs grpo.rollout_gradients."""
 
     enabled: bool = True
@@ -46,14 +45,14 @@ class Guarded(Reader):
     """See the module docstring."""
 
     def __init__(self, options: Options, workbench: Workbench) -> None:
-        super().__init__(workbench, options.enabled)
+        super().__init__(workbench, options.enabled, options.ridge)
         self.options = options
 
     def gradient(self, gradients: StepGradients) -> Parts:
         total, rows = gradients.total, gradients.rollouts
         if not self.options.enabled:
             return {DEFAULT: total}
-        readings = self.read(gradients)
+        readings = self.read(as_reinforced(gradients))
         reinforced = gradients.advantages.to(readings) > 0
         left_out = reinforced & (readings > self.options.threshold)
         if self.options.shuffled:

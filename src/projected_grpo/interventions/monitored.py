@@ -19,10 +19,11 @@ from torch import Tensor
 
 from projected_grpo.directions.concept import PAIRED
 from projected_grpo.errors import LabError, ParamsError
+from projected_grpo.interventions.advantage import Depths
 from projected_grpo.interventions.base import Intervention, Rollouts, Workbench
 from projected_grpo.interventions.judge import JudgeSettings
 from projected_grpo.interventions.monitors import Asked, Flag, Flags, Monitor, Probe, Truth
-from projected_grpo.settings.section import Positive, Section, broken_rule
+from projected_grpo.settings.section import Positive, broken_rule
 
 if TYPE_CHECKING:
     from projected_grpo.settings.arms import ArmSettings
@@ -35,12 +36,15 @@ USED_BY = {  # setting -> what uses it
     "penalty": ("action", ("penalty",)),
     "accuracy": ("monitor", ("truth",)),
     "threshold": ("monitor", ("probe", "judge")),
+    "depth_low": ("monitor", ("probe",)),
+    "depth_high": ("monitor", ("probe",)),
+    "ridge": ("monitor", ("probe",)),
     "flag": ("monitor", ("flags",)),
     "judge": ("monitor", ("judge",)),
 }
 
 
-class Options(Section):
+class Options(Depths):
     """Who watches, and what follows."""
 
     monitor: Literal["truth", "probe", "flags", "judge"]
@@ -57,6 +61,9 @@ class Options(Section):
 
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """of the monitors `probe` and `judge`: P(hack) from which a completion is flagged"""
+
+    ridge: Positive = 1.0
+    """of the monitor `probe`: penalty of its squared weights, for standardised features"""
 
     flag: Flag = "attempted"
     """of the monitor `flags`: attempted looks for the loophole's construct, stub_passes runs the answer's own tests"""
@@ -165,6 +172,8 @@ def _monitor(options: Options, workbench: Workbench) -> Monitor:
             workbench.kind,
             workbench.seed,
             workbench.texts_per_forward,
+            (options.depth_low, options.depth_high),
+            options.ridge,
         )
     if options.monitor == "judge":
         assert options.judge is not None, "the options refuse a judge without its settings"

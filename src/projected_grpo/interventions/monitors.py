@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 import torch
 from torch import Tensor, nn
 
-from projected_grpo.directions.concept import blocks, concept_layers, hidden_means, pair_states, relabelled
+from projected_grpo.directions.concept import DEPTHS, blocks, concept_layers, hidden_means, pair_states, relabelled
 from projected_grpo.directions.options import TEXTS_PER_FORWARD
 from projected_grpo.grading.verdict.answer import extract_code
 from projected_grpo.grading.verdict.loopholes import LOOPHOLES, attempts
@@ -27,8 +27,6 @@ if TYPE_CHECKING:
     from projected_grpo.problems.pairs import Pair
 
 Flag = Literal["attempted", "stub_passes"]
-
-PENALTY = 1.0  # of the probe's squared weights, for standardised features
 
 
 class Monitor(Protocol):
@@ -113,7 +111,7 @@ def _attempted(task: Task, completion: str) -> bool:
 
 
 class Probe:
-    """Logistic regression on the mean hidden state of a completion, at 60-75 % of the model's depth.
+    """Logistic regression on the mean hidden state of a completion, after the blocks within `depths` of the model's.
 
     Trained once, on the pairs' answers as the untrained policy reads them; `kind` relabels them for a control.
     """
@@ -126,10 +124,13 @@ class Probe:
         kind: str,
         seed: int,
         at_once: int = TEXTS_PER_FORWARD,
+        depths: tuple[float, float] = DEPTHS,
+        ridge: float = 1.0,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.pairs, self.kind, self.seed, self.at_once = pairs, kind, seed, at_once
-        self.layers = concept_layers(len(blocks(model)))
+        self.layers = concept_layers(len(blocks(model)), depths)
+        self.ridge = ridge
         self.weights = torch.empty(0)  # (layers x d,)
         self.bias = torch.empty(0)  # ()
 
@@ -138,7 +139,7 @@ class Probe:
             *pair_states(self.model, self.tokenizer, self.pairs, self.layers, self.at_once), self.kind, self.seed
         )
         labels = torch.cat([torch.ones(len(hack)), torch.zeros(len(clean))])
-        self.weights, self.bias = fitted(torch.cat([hack, clean]).flatten(1).cpu(), labels)
+        self.weights, self.bias = fitted(torch.cat([hack, clean]).flatten(1).cpu(), labels, self.ridge)
 
     def judge(self, rollouts: Rollouts) -> list[float]:
         """P(hack)."""
@@ -156,10 +157,10 @@ class Probe:
 
 
 @torch.enable_grad()
-def fitted(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+def fitted(features: Tensor, labels: Tensor, ridge: float = 1.0) -> tuple[Tensor, Tensor]:
     """Weights (d,) and bias () of a logistic regression of labels (n,), 0 or 1, on features (n, d); double precision.
 
-        min  sum_i log(1 + exp(-y_i (w x_i + b))) + PENALTY / 2 |w|^2      y_i = -1 or 1, x standardised
+        min  sum_i log(1 + exp(-y_i (w x_i + b))) + ridge / 2 |w|^2      y_i = -1 or 1, x standardised
 
     The returned weights are for features as they are. A feature that never varies gets the weight 0.
     """
@@ -178,7 +179,7 @@ def fitted(features: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         optimizer.zero_grad()
         logits = standard @ weights + bias
         loss = nn.functional.binary_cross_entropy_with_logits(logits, labels, reduction="sum")
-        loss = loss + PENALTY / 2 * weights.square().sum()
+        loss = loss + ridge / 2 * weights.square().sum()
         loss.backward()
         return loss
 

@@ -6,12 +6,37 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
+import torch
+
+from projected_grpo.directions.algebra import total_norm
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE, DirectionSource, Vectors
+from projected_grpo.settings.section import NonNegative, Section
 
 if TYPE_CHECKING:
     from torch import nn
 
     from projected_grpo.directions.algebra import Bases
+
+
+class QuarantineOptions(Section):
+    """Where the quarantine begins."""
+
+    seeded: NonNegative = 0.0
+    """control: Euclidean norm of the quarantine's first delta, over all modules together and in a random direction;
+    with 0 it begins at zero, as the deployed adapter does"""
+
+
+@torch.no_grad()
+def seed_at_random(model: nn.Module, norm: float, seed: int) -> None:
+    """Give the quarantine a delta of this norm, isotropic over all modules together: a function of `seed`."""
+    from projected_grpo.spectral import deltas  # brings PEFT, which checking an arm's options does not need
+
+    generator = torch.Generator().manual_seed(seed)
+    begun = deltas(model, QUARANTINE)
+    drawn = {module: torch.randn(begun[module].shape, generator=generator) for module in sorted(begun)}
+    length = total_norm(drawn)
+    for module, delta in begun.items():
+        delta.copy_(drawn[module] * (norm / length))
 
 
 @contextmanager

@@ -1,36 +1,71 @@
-"""What the arms share that judge each completion by its own gradient, with the discriminant of hacks and clean answers.
+"""What the arms share that judge each completion by its own gradient.
 
-Every completion is read as if it were reinforced, so that a reading says what it is and not what it earned. The
-discriminant is fitted on the policy as it is, at first and at each refresh.
+Every completion is read as if it were reinforced, so that a reading says what it is and not what it earned: with the
+discriminant of hacks and clean answers, fitted on the policy as it is, at first and at each refresh; or by its
+alignment with V, in the same way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from projected_grpo.directions.algebra import cosine
+from projected_grpo.directions.algebra import (
+    Bases,
+    alignment_deviation,
+    alignment_null,
+    alignment_rows,
+    cosine,
+)
 from projected_grpo.directions.concept import PAIRED, relabelled
-from projected_grpo.directions.discriminant import Discriminant, discriminant, unit_rows
+from projected_grpo.directions.discriminant import RIDGE, Discriminant, discriminant, unit_rows
 from projected_grpo.errors import LabError, ParamsError
-from projected_grpo.interventions.base import Intervention, StepGradients, Workbench
+from projected_grpo.interventions.base import DirectionSource, Intervention, StepGradients, Vectors, Workbench
+from projected_grpo.interventions.erase import Axes
+from projected_grpo.settings.section import Positive, Section
 
 if TYPE_CHECKING:
     from projected_grpo.settings.arms import ArmSettings
+    from projected_grpo.settings.direction import DirectionSettings
 
 READS = frozenset({"refresh_every"})  # of the direction block: a discriminant has no axes
 
 
-class Reader(Intervention):
-    """The discriminant with its refresh, its figures and its checkpoint; `enabled` false never refreshes it."""
+class DiscriminantOptions(Section):
+    """How the discriminant is fitted."""
 
-    def __init__(self, workbench: Workbench, enabled: bool) -> None:
+    ridge: Positive = RIDGE
+    """of the discriminant: added to each coordinate's variance within the sides, in shares of the mean one"""
+
+
+def as_reinforced(gradients: StepGradients) -> Vectors:
+    """Each completion's gradient (n, r) as if its advantage were above 0; one of advantage 0 has none."""
+    signs = gradients.advantages.sign()[:, None]
+    return {module: signs.to(rows) * rows for module, rows in gradients.rollouts.items()}
+
+
+class Reader(Intervention):
+    """The discriminant with its refresh, its figures and its checkpoint; `enabled` false never refreshes it.
+
+    refitting: entered at a refresh, when the policy may have more adapters than at the first fit.
+    """
+
+    def __init__(
+        self,
+        workbench: Workbench,
+        enabled: bool,
+        ridge: float = RIDGE,
+        refitting: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    ) -> None:
         assert workbench.direction is not None, "the registry refuses an arm without a direction"
         self.workbench = workbench
         self.enabled = enabled
+        self.ridge = ridge
+        self.refitting = refitting
         self.refresh_every = workbench.direction.refresh_every
         self.discriminant = self._fit()
         self._step = 0
@@ -51,23 +86,20 @@ class Reader(Intervention):
         joined = [torch.cat(list(side.values()), dim=1) for side in (hack, clean)]
         sides = relabelled(joined[0], joined[1], str(bench.kind), bench.seed)
         sizes = [rows.shape[1] for rows in hack.values()]
-        return discriminant(*(dict(zip(hack, side.split(sizes, dim=1), strict=True)) for side in sides))
-
-    def _refit(self) -> Discriminant:
-        """At a refresh; the policy may have more adapters by then than at the first fit."""
-        return self._fit()
+        hacks, others = (dict(zip(hack, side.split(sizes, dim=1), strict=True)) for side in sides)
+        return discriminant(hacks, others, self.ridge)
 
     def start_step(self, step: int) -> None:
         self._step, self._overlap = step, 1.0
         if not self.enabled or not self.refresh_every or not step or step % self.refresh_every:
             return
-        old, self.discriminant = self.discriminant, self._refit()
+        with self.refitting():
+            old, self.discriminant = self.discriminant, self._fit()
         self._overlap = cosine(old.weights, self.discriminant.weights) ** 2
 
-    def read(self, gradients: StepGradients) -> Tensor:
-        """(n,): 0 is read like the mean clean answer, 1 like the mean hack; one of advantage 0 has no gradient."""
-        signs = gradients.advantages.sign()[:, None]
-        return self.discriminant.read({module: signs.to(g) * g for module, g in gradients.rollouts.items()})
+    def read(self, rows: Vectors) -> Tensor:
+        """(n,) of gradients (n, r) per module: 0 is read like the mean clean answer, 1 like the mean hack."""
+        return self.discriminant.read(rows)
 
     def scores(self) -> Sequence[float] | None:
         return self._scores
@@ -82,6 +114,48 @@ class Reader(Intervention):
     def load_state(self, state: Mapping[str, Tensor]) -> None:
         weights = {key.removeprefix("weights/"): value for key, value in state.items() if key != "ends"}
         self.discriminant = Discriminant(weights, *state["ends"].tolist())
+
+
+class AlignedReader(Intervention):
+    """The alignment with V, ||relu(V u)|| / ||u||, against the null band: 0 is an isotropic gradient's mean alignment,
+    1 a standard deviation of it more. `enabled` false never refreshes V."""
+
+    def __init__(self, settings: DirectionSettings, source: DirectionSource, enabled: bool) -> None:
+        self.axes = Axes(settings, source)
+        self.enabled = enabled
+
+    def start_step(self, step: int) -> None:
+        if self.enabled:
+            self.axes.start_step(step)
+
+    def read(self, rows: Vectors) -> Tensor:
+        """(n,) of gradients (n, r) per module, in standard deviations from the null's mean."""
+        basis = self.axes.beside(rows)
+        return (alignment_rows(rows, basis) - alignment_null(basis)) / alignment_deviation(basis)
+
+    def bases(self) -> Bases:
+        return self.axes.frames
+
+    def figures(self) -> dict[str, float]:
+        return super().figures() | self.axes.figures()
+
+    def state(self) -> dict[str, Tensor]:
+        return self.axes.state()
+
+    def load_state(self, state: Mapping[str, Tensor]) -> None:
+        self.axes.load_state(state)
+
+
+def check_axes_read(reading: str, arm: ArmSettings, read_by: Mapping[str, frozenset[str]]) -> None:
+    """Refuse axes that this way of reading does without. `read_by`: reading -> keys of `axes` that it reads.
+
+    Raises:
+        ParamsError: with every such key.
+    """
+    rule, fix = f"must not be set where options.reading is {reading}; it would be ignored", "remove it"
+    ignored = [key for key in arm.axes if key not in read_by[reading]]
+    if ignored:
+        raise ParamsError(LabError(setting=f"axes.{key}", value=arm.axes[key], rule=rule, fix=fix) for key in ignored)
 
 
 def check_paired(arm: ArmSettings, fix: str = "set one of them") -> None:

@@ -11,31 +11,27 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from projected_grpo.directions.algebra import Bases, keep_all
+from projected_grpo.directions.algebra import keep_all
 from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.base import (
     DEFAULT,
     QUARANTINE,
-    DirectionSource,
     Parts,
     StepGradients,
     Vectors,
     Workbench,
 )
 from projected_grpo.interventions.erase import Erase
-from projected_grpo.interventions.quarantine import QuarantineOff, nothing
+from projected_grpo.interventions.quarantine import QuarantineOff, QuarantineOptions, nothing, seed_at_random
 from projected_grpo.settings.direction import DirectionSettings
-from projected_grpo.settings.section import Section
 
 if TYPE_CHECKING:
-    from torch import nn
-
     from projected_grpo.settings.arms import ArmSettings
 
 NEEDS_DIRECTION = True
 
 
-class Options(Section):
+class Options(QuarantineOptions):
     """Beyond the direction block, whose `project` must be `gradient` and `preserve_magnitude` false."""
 
     enabled: bool = True
@@ -51,16 +47,15 @@ class Routed(Erase):
 
     adapters = (DEFAULT, QUARANTINE)
 
-    def __init__(
-        self,
-        options: Options,
-        settings: DirectionSettings,
-        source: DirectionSource,
-        model: nn.Module,
-        reference: Bases | None = None,
-    ) -> None:
-        super().__init__(settings, QuarantineOff(source, model), reference)
+    def __init__(self, options: Options, settings: DirectionSettings, workbench: Workbench) -> None:
+        assert workbench.source is not None, "it comes with the settings"
+        super().__init__(settings, QuarantineOff(workbench.source, workbench.model), workbench.reference)
         self.options = options
+        self.workbench = workbench
+
+    def start(self) -> None:
+        if self.options.seeded:
+            seed_at_random(self.workbench.model, self.options.seeded, self.workbench.seed)
 
     def purge(self, moments: Vectors) -> Vectors:
         return super().purge(moments) if self.options.enabled else moments
@@ -102,8 +97,7 @@ def check(options: Options, arm: ArmSettings, direction: DirectionSettings | Non
 
 def build(options: Options, workbench: Workbench) -> Routed:
     """The intervention of this family."""
-    settings, source = workbench.direction, workbench.source
+    settings = workbench.direction
     assert settings is not None, "the registry refuses an arm without a direction"
-    assert source is not None, "it comes with the settings"
     assert settings.project == "gradient", "`check` refuses it"
-    return Routed(options, settings, source, workbench.model, workbench.reference)
+    return Routed(options, settings, workbench)

@@ -69,7 +69,13 @@ class RunLog:
         return iter(sorted((self.folder / kind).glob(f"[0-9]*.{KINDS[kind]}")))
 
     def write_rollouts(self, step: int, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Rollouts of one step, before any filter."""
+        """Rollouts of one step, before any filter.
+
+        Raises:
+            ValueError: a row has a column that the schema lacks, and Arrow would drop.
+        """
+        if unknown := {column for row in rows for column in row} - set(ROLLOUTS.names):
+            raise ValueError(f"rollouts have no column {', '.join(sorted(unknown))}")
         with atomic_file(self.part("rollouts", step)) as temporary:
             pq.write_table(pa.Table.from_pylist(list(rows), schema=ROLLOUTS), temporary)
 
