@@ -162,6 +162,14 @@ def test_the_null_of_the_alignment_is_what_isotropic_gradients_have() -> None:
     assert statistics.stdev(measured) == pytest.approx(alignment_deviation(bases), rel=0.1)  # of 500: 3 % by chance
 
 
+def test_the_null_varies_less_where_axes_fill_the_space() -> None:
+    """Of k = r axes sqrt(3 / 8r), in place of the sqrt(5 / 8r) of few axes among many."""
+    bases, draws = {"m": torch.eye(512)}, generator(7)
+    measured = [alignment({"m": torch.randn(512, generator=draws)}, bases) for _ in range(2000)]
+    assert alignment_deviation(bases) == pytest.approx((3 / (8 * 512)) ** 0.5)
+    assert statistics.stdev(measured) == pytest.approx(alignment_deviation(bases), rel=0.06)  # of 2000: 1.6 % by chance
+
+
 def test_cosine_over_all_modules_together() -> None:
     left = {"a": torch.tensor([3.0, 0.0]), "b": torch.tensor([4.0])}
     assert cosine(left, left) == pytest.approx(1.0)

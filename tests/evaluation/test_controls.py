@@ -59,14 +59,13 @@ def test_the_studies_own_controls_are_found_whatever_makes_them_one():
     links = controls_of(arms)
     assert links["guarded_shuffled"] == links["guarded_flipped"] == "guarded"
     assert links["random_energy"] == links["flipped"] == "projected"
-    assert links["routed_seeded"] == links["routed_flipped"] == "routed"
-    assert links["rollout_routed_seeded"] == "rollout_routed"
+    assert links["routed_flipped"] == "routed"
     assert links["rollout_routed_share_random"] == "rollout_routed_share"
     assert links["trusted_hacks"] == links["trusted_random"] == "trusted"
     assert links["projected_static_flipped"] == "projected_static"
     kinds = ("random", "placebo", "permuted", "flipped")
     assert all(arm.direction not in kinds or name in links for name, arm in arms.items()), "none is nobody's"
-    assert not {"projected", "guarded", "trusted", "vanilla", "vanilla_taught"} & set(links)
+    assert not {"projected", "guarded", "trusted", "vanilla", "vanilla_taught", "routed_seeded"} & set(links)
 
 
 def test_what_only_random_directions_read_is_no_other_setting():

@@ -10,7 +10,7 @@ from peft import PeftModel
 from pydantic import ValidationError
 from torch import Tensor
 
-from projected_grpo.directions.algebra import Bases
+from projected_grpo.directions.algebra import Bases, total_norm
 from projected_grpo.directions.discriminant import Discriminant
 from projected_grpo.errors import ParamsError
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE, StepGradients, Vectors, Workbench
@@ -19,6 +19,7 @@ from projected_grpo.interventions.registry import check_arms
 from projected_grpo.interventions.rollout_routed import Options, RolloutRouted, build
 from projected_grpo.settings.arms import ArmSettings
 from projected_grpo.settings.direction import DirectionSettings
+from projected_grpo.spectral import deltas
 from projected_grpo.spectral.names import deltas_in_use
 
 # A gradient of direction (1, 0) reads 1, one of (-1, 0) reads 0, and (x, y) of length 1 reads (x + 1) / 2.
@@ -128,20 +129,23 @@ def test_it_is_fitted_anew_with_the_quarantine_off_and_resumes(
 
 @dataclasses.dataclass
 class Turning:
-    """One axis of four along the first coordinate, then along the second."""
+    """One axis of four along the first coordinate, then along the second; sees which adapters are on at a refresh."""
 
+    model: PeftModel | None = None
     independent: bool = True
+    seen: list[set[str]] = dataclasses.field(default_factory=list)
 
     def initial(self) -> Bases:
         return {"m": torch.eye(4)[:1]}
 
     def refreshed(self, step: int) -> Bases:
         del step
+        self.seen.append({adapter for vectors in deltas_in_use(self.model).values() for adapter in vectors})
         return {"m": torch.eye(4)[1:2]}
 
 
-def by_share(model: PeftModel | None = None, **options: object) -> RolloutRouted:
-    bench = Workbench(model, None, None, 0, "hack", SETTINGS, Turning())  # type: ignore[arg-type]
+def by_share(model: PeftModel | None = None, source: Turning | None = None, **options: object) -> RolloutRouted:
+    bench = Workbench(model, None, None, 0, "hack", SETTINGS, source or Turning(model))  # type: ignore[arg-type]
     return build(Options.model_validate({"reading": "share", **options}), bench)
 
 
@@ -175,9 +179,12 @@ def test_beyond_the_null_band_a_completion_is_sent_away_and_below_it_is_kept() -
 
 
 def test_v_is_refreshed_with_the_quarantine_off_and_resumes(policy: PeftModel) -> None:
-    arm = by_share(policy, low=-0.9, high=1.0)
+    source = Turning(policy)
+    arm = by_share(policy, source, low=-0.9, high=1.0)
     for at in range(3):
         arm.start_step(at)
+    assert source.seen == [{DEFAULT}]
+    assert {adapter for vectors in deltas_in_use(policy).values() for adapter in vectors} == {DEFAULT, QUARANTINE}
     assert arm.figures()["basis_overlap"] == 0.0
     arm.gradient(step(PAID, ALONG))
     assert arm.scores()[0] < 0  # the old axis is none of the new ones
@@ -188,6 +195,15 @@ def test_v_is_refreshed_with_the_quarantine_off_and_resumes(policy: PeftModel) -
     off = by_share(policy, enabled=False)
     off.start_step(2)
     assert off.figures()["basis_overlap"] == 1.0
+    gradients = step(PAID, ALONG)
+    assert off.gradient(gradients)[DEFAULT] is gradients.total
+    assert off.scores() is None
+
+
+def test_seeded_the_quarantine_begins_away_from_zero(policy: PeftModel) -> None:
+    for asked in (0.0, 3.0):
+        by_share(policy, seeded=asked).start()
+        assert total_norm(dict(deltas(policy, QUARANTINE))) == pytest.approx(asked)
 
 
 def test_what_the_share_reads_and_what_it_does_not() -> None:
@@ -203,7 +219,7 @@ def test_what_the_share_reads_and_what_it_does_not() -> None:
     assert refused("clean", {}, reading="share") == ["arms.own.direction"]
     assert refused("hack", {"k": 1}) == ["arms.own.axes.k"]
     assert refused("hack", {"gate": "reverse"}, reading="share") == ["arms.own.axes.gate"]
-    assert refused("hack", {}, reading="share", ridge=0.5) == ["arms.own.options.ridge"]
+    assert refused("hack", {}, reading="share", ridge=1e-3) == ["arms.own.options.ridge"]
     assert Options(reading="share", low=0.0).band == (0.0, 2.0)
 
 

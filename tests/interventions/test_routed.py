@@ -108,6 +108,14 @@ def test_seeded_the_quarantine_begins_away_from_zero_in_a_direction_of_the_runs_
     assert total_norm(dict(deltas(policy))) == 0.0  # the deployed adapter is left where it is
 
 
+@pytest.mark.parametrize("family", ["routed", "rollout_routed"])
+def test_switched_off_it_may_not_begin_away_from_zero(family: str) -> None:
+    block = {"intervention": family, "direction": "hack", "options": {"enabled": False, "seeded": 5.0}}
+    with pytest.raises(ParamsError, match="must be 0 where enabled is false") as refusal:
+        check_arms({"own": ArmSettings.model_validate(block)}, settings())
+    assert [fault.setting for fault in refusal.value.faults] == ["arms.own.options.seeded"]
+
+
 def test_axes_are_refreshed_on_the_deployed_policy_alone(policy: PeftModel) -> None:
     source = Watching(policy)
     arm = made(source, settings(refresh_every=2))

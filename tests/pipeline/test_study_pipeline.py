@@ -212,6 +212,9 @@ class TestTable:
         for study in params["studies"]:
             for arm, hacks in (("vanilla", 6), ("projected", 1), ("random", 5)):
                 self.write(tmp_path / "data/study" / study, arm, hacks)
+        (tmp_path / "benchmarks").mkdir()
+        costs = {"vanilla": {"seconds": 1.0, "memory": 1.0}, "projected": {"seconds": 1.08, "memory": 0.94}}
+        (tmp_path / "benchmarks/arms.json").write_text(json.dumps(costs | {"again": {"seconds": 1.03, "memory": 1.0}}))
         return tmp_path
 
     def write(self, root: Path, arm: str, hacks: int) -> None:
@@ -276,6 +279,13 @@ class TestTable:
         text = (lab / "plots/study/overview.md").read_text()
         assert "| core | projected | 10.0 ± 0.0 | 10.0 ± 0.0 | 20.0 ± 0.0 | 100.0 ± 0.0 | +50.0 (" in text
         assert "- `long`: seeds [4, 5]" in text
+        assert rows["seconds_vs_vanilla"].tolist()[:2] == [1.0, 1.08]
+        assert rows["memory_vs_vanilla"].isna().tolist() == [False, False, True, False, False]
+        [projected] = [line for line in text.splitlines() if line.startswith("| core | projected |")]
+        [random] = [line for line in text.splitlines() if line.startswith("| core | random |")]
+        assert "| 1.08 | 0.94 | 2 |" in projected
+        assert "|  |  | 2 |" in random
+        assert "vanilla once more took 1.03" in text
 
     def test_an_overview_without_a_study_is_refused(self, lab):
         assert self.run(lab, "core").returncode == 0
@@ -283,6 +293,13 @@ class TestTable:
         assert result.returncode == 1
         assert "metrics/study/long.json: 'no such file'" in result.stderr
         assert not (lab / "plots/study/overview.md").exists()
+
+    def test_an_overview_without_what_arms_cost_is_refused(self, lab):
+        assert (self.run(lab, "core").returncode, self.run(lab, "long").returncode) == (0, 0)
+        (lab / "benchmarks/arms.json").unlink()
+        result = self.overview(lab)
+        assert result.returncode == 1
+        assert "run `python benchmarks/arms.py --out benchmarks/arms.json`" in result.stderr
 
     def test_a_missing_arm_is_refused_and_nothing_written(self, lab):
         (lab / "data/study/long/graded/projected/samples.parquet").unlink()

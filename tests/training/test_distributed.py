@@ -30,6 +30,7 @@ from projected_grpo.settings.compute import ComputeSettings
 from projected_grpo.settings.engine import EngineSettings
 from projected_grpo.spectral import SpectralConfig, deltas
 from projected_grpo.storage import SCRATCH_VARIABLE
+from projected_grpo.training import refusals
 from projected_grpo.training import run as run_module
 from projected_grpo.training.pool import TeacherRollout
 from projected_grpo.training.ranks import SHARDED, Ranks, take_over_sharding
@@ -243,13 +244,13 @@ def test_a_server_hands_every_process_as_many_completions(
     taught = ArmSettings(intervention="measure", teacher=TeacherSettings(pool="p", mix=0.5, problems=problems))
     server = EngineSettings(kind="vllm", mode="server", url="http://localhost:8000")
     spec = dataclasses.replace(lab.spec("vanilla", prompts=prompts), settings=taught, engine=server)
-    run_module.check_engine(spec, Intervention())  # one process takes what it asked for
+    refusals.check_engine(spec, Intervention())  # one process takes what it asked for
     monkeypatch.setenv("WORLD_SIZE", "2")
     if setting is None:
-        run_module.check_engine(spec, Intervention())
+        refusals.check_engine(spec, Intervention())
         return
     with pytest.raises(LabError) as refusal:
-        run_module.check_engine(spec, Intervention())
+        refusals.check_engine(spec, Intervention())
     assert refusal.value.setting == setting
 
 
@@ -415,7 +416,7 @@ def test_what_a_sharded_model_cannot_do_is_refused(
 ) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     with pytest.raises(LabError) as refusal:
-        run_module.check_sharding(dataclasses.replace(off_device("vanilla"), **changes))
+        refusals.check_sharding(dataclasses.replace(off_device("vanilla"), **changes))
     assert refusal.value.setting == setting
 
 

@@ -52,6 +52,12 @@ class Frames(Mapping[str, Tensor]):
         return Frames({module: basis.to(device) for module, basis in self.items()})
 
 
+def beside(bases: Bases, vectors: Vectors) -> Frames:
+    """The bases as frames on the vectors' device."""
+    frames = bases if isinstance(bases, Frames) else Frames(bases)
+    return frames.on(next(iter(vectors.values())).device)
+
+
 def _stacked(vectors: Vectors, bases: Bases) -> Iterator[tuple[tuple[str, ...], Tensor, Tensor]]:
     """(modules, rows (modules, n, r), V (modules, k, r)) per group of bases of equal shape; n is 1 for vectors.
 

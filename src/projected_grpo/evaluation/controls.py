@@ -15,13 +15,8 @@ from projected_grpo.settings.arms import ArmSettings
 
 CONTROL_KINDS = ("random", "placebo", "permuted", "flipped")  # directions that do not tell hacks from clean answers
 # Family -> the option that makes a control of its arm, and its value in the arm itself. Controls: chance decides which
-# completions are left out; the span of the hacks stands in for the clean answers'; the quarantine begins anywhere.
-CONTROL_OPTIONS: Mapping[str, tuple[str, object]] = {
-    "guarded": ("shuffled", False),
-    "trusted": ("answers", "clean"),
-    "routed": ("seeded", 0.0),
-    "rollout_routed": ("seeded", 0.0),
-}
+# completions are left out; the span of the hacks stands in for that of the clean answers.
+CONTROL_OPTIONS: Mapping[str, tuple[str, object]] = {"guarded": ("shuffled", False), "trusted": ("answers", "clean")}
 RANDOM_ONLY = ("random_match", "random_redraw")  # axes that random directions alone read
 
 

@@ -20,7 +20,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from projected_grpo.directions.concept import KINDS, Concept, concept, hidden_means
+from projected_grpo.directions.concept import DEPTHS, KINDS, Concept, concept, hidden_means
 from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.base import Intervention, Rollouts, Workbench
 from projected_grpo.settings.section import Positive, Rate, Section, broken_rule
@@ -38,10 +38,10 @@ Form = Literal["multiplicative", "additive"]
 class Depths(Section):
     """Where the concept is read."""
 
-    depth_low: Rate = 0.60
+    depth_low: Rate = DEPTHS[0]
     """blocks from this share of the model's depth ..."""
 
-    depth_high: Rate = 0.75
+    depth_high: Rate = DEPTHS[1]
     """... to this one are read"""
 
     @model_validator(mode="after")

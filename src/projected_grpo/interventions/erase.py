@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from projected_grpo.directions.algebra import Bases, Frames, basis_overlap, erase_all, matched_overshoot
+from projected_grpo.directions.algebra import Bases, Frames, basis_overlap, beside, erase_all, matched_overshoot
 from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.base import (
     DEFAULT,
@@ -66,7 +66,7 @@ class Axes:
 
     def beside(self, vectors: Vectors) -> Frames:
         """V, brought once to where the vectors are."""
-        self.frames = self.frames.on(next(iter(vectors.values())).device)
+        self.frames = beside(self.frames, vectors)
         return self.frames
 
     def figures(self) -> dict[str, float]:
@@ -131,10 +131,9 @@ class Erase(Intervention):
 
     def _bases_for(self, vectors: Vectors) -> Frames:
         """V, with the reference brought to the same device."""
-        basis = self.axes.beside(vectors)
         if self.reference is not None:
-            self.reference = self.reference.on(next(iter(vectors.values())).device)
-        return basis
+            self.reference = beside(self.reference, vectors)
+        return self.axes.beside(vectors)
 
     def bases(self) -> Bases:
         return self.axes.frames

@@ -17,7 +17,7 @@ import torch
 from pydantic import Field, model_validator
 from torch import Tensor
 
-from projected_grpo.directions.algebra import Bases, Frames, alignment_rows, cosine_rows
+from projected_grpo.directions.algebra import Bases, Frames, alignment_rows, beside, cosine_rows
 from projected_grpo.interventions.advantage import Form, discounted, one_sided_z
 from projected_grpo.interventions.base import (
     DEFAULT,
@@ -29,7 +29,7 @@ from projected_grpo.interventions.base import (
     Workbench,
 )
 from projected_grpo.interventions.reading import READS, DiscriminantOptions, Reader, check_axes_read, check_paired
-from projected_grpo.settings.section import Positive, broken_rule
+from projected_grpo.settings.section import Positive
 
 if TYPE_CHECKING:
     from projected_grpo.settings.arms import ArmSettings
@@ -57,14 +57,12 @@ class Options(DiscriminantOptions):
     that of the guard, fitted anew at each refresh"""
 
     floor: Positive | None = None
-    """least spread of a group's scores that counts; null: 0.125 of the discriminant's, and of the others what the
-    cosine of two isotropic directions varies by"""
+    """least spread of a group's scores that counts; null: 0.125 where reading is discriminant, else what the cosine of
+    two isotropic directions varies by"""
 
     @model_validator(mode="after")
     def _nothing_ignored(self) -> Self:
-        if self.reading != "discriminant" and self.ridge != type(self).model_fields["ridge"].default:
-            rule = f"must not be set where reading is {self.reading}; it would be ignored"
-            raise broken_rule("ridge", self.ridge, rule, "remove it, or set reading: discriminant")
+        self.refuse_ridge_of(self.reading)
         return self
 
 
@@ -106,7 +104,7 @@ class GradientAdvantage(Intervention):
         if self.options.reading == "signed":
             device = next(iter(unit.values())).device
             return cosine_rows(unit, {module: mean.to(device) for module, mean in self.means.items()})
-        return alignment_rows(unit, self.frames.on(next(iter(unit.values())).device))
+        return alignment_rows(unit, beside(self.frames, unit))
 
     def _advantages(self, rewards: Tensor) -> Tensor:
         """Discounted rewards less their group's mean, (n,); a completion that could not be graded counts in none."""

@@ -22,7 +22,7 @@ from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.advantage import Depths
 from projected_grpo.interventions.base import Intervention, Rollouts, Workbench
 from projected_grpo.interventions.judge import JudgeSettings
-from projected_grpo.interventions.monitors import Asked, Flag, Flags, Monitor, Probe, Truth
+from projected_grpo.interventions.monitors import RIDGE, Asked, Flag, Flags, Monitor, Probe, Truth
 from projected_grpo.settings.section import Positive, broken_rule
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class Options(Depths):
     threshold: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     """of the monitors `probe` and `judge`: P(hack) from which a completion is flagged"""
 
-    ridge: Positive = 1.0
+    ridge: Positive = RIDGE
     """of the monitor `probe`: penalty of its squared weights, for standardised features"""
 
     flag: Flag = "attempted"

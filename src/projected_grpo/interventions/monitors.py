@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from projected_grpo.problems.pairs import Pair
 
 Flag = Literal["attempted", "stub_passes"]
+RIDGE = 1.0  # of the probe: penalty of its squared weights, for standardised features
 
 
 class Monitor(Protocol):
@@ -125,7 +126,7 @@ class Probe:
         seed: int,
         at_once: int = TEXTS_PER_FORWARD,
         depths: tuple[float, float] = DEPTHS,
-        ridge: float = 1.0,
+        ridge: float = RIDGE,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer
         self.pairs, self.kind, self.seed, self.at_once = pairs, kind, seed, at_once
@@ -157,7 +158,7 @@ class Probe:
 
 
 @torch.enable_grad()
-def fitted(features: Tensor, labels: Tensor, ridge: float = 1.0) -> tuple[Tensor, Tensor]:
+def fitted(features: Tensor, labels: Tensor, ridge: float = RIDGE) -> tuple[Tensor, Tensor]:
     """Weights (d,) and bias () of a logistic regression of labels (n,), 0 or 1, on features (n, d); double precision.
 
         min  sum_i log(1 + exp(-y_i (w x_i + b))) + ridge / 2 |w|^2      y_i = -1 or 1, x standardised

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Self
 
 import torch
+from pydantic import model_validator
 
 from projected_grpo.directions.algebra import total_norm
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE, DirectionSource, Vectors
-from projected_grpo.settings.section import NonNegative, Section
+from projected_grpo.settings.section import NonNegative, Section, broken_rule
 
 if TYPE_CHECKING:
     from torch import nn
@@ -19,11 +20,21 @@ if TYPE_CHECKING:
 
 
 class QuarantineOptions(Section):
-    """Where the quarantine begins."""
+    """Whether anything is routed, and where the quarantine begins."""
+
+    enabled: bool = True
+    """false sends everything to the deployed adapter"""
 
     seeded: NonNegative = 0.0
-    """control: Euclidean norm of the quarantine's first delta, over all modules together and in a random direction;
-    with 0 it begins at zero, as the deployed adapter does"""
+    """Euclidean norm of the quarantine's first delta, over all modules together and in a random direction; with 0 it
+    begins at zero, as the deployed adapter does"""
+
+    @model_validator(mode="after")
+    def _off_is_off(self) -> Self:
+        if self.seeded and not self.enabled:
+            rule = "must be 0 where enabled is false: the policy would sample with what it never trains"
+            raise broken_rule("seeded", self.seeded, rule, "set seeded: 0, or enabled: true")
+        return self
 
 
 @torch.no_grad()

@@ -26,7 +26,7 @@ from projected_grpo.directions.discriminant import RIDGE, Discriminant, discrimi
 from projected_grpo.errors import LabError, ParamsError
 from projected_grpo.interventions.base import DirectionSource, Intervention, StepGradients, Vectors, Workbench
 from projected_grpo.interventions.erase import Axes
-from projected_grpo.settings.section import Positive, Section
+from projected_grpo.settings.section import Positive, Section, broken_rule
 
 if TYPE_CHECKING:
     from projected_grpo.settings.arms import ArmSettings
@@ -40,6 +40,12 @@ class DiscriminantOptions(Section):
 
     ridge: Positive = RIDGE
     """of the discriminant: added to each coordinate's variance within the sides, in shares of the mean one"""
+
+    def refuse_ridge_of(self, reading: str) -> None:
+        """Raise a refusal where the ridge is set and `reading` has no discriminant."""
+        if reading != "discriminant" and "ridge" in self.model_fields_set:
+            rule = f"must not be set where reading is {reading}; it would be ignored"
+            raise broken_rule("ridge", self.ridge, rule, "remove it, or set reading: discriminant")
 
 
 def as_reinforced(gradients: StepGradients) -> Vectors:

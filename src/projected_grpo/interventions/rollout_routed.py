@@ -56,29 +56,24 @@ BANDS = {"discriminant": (0.25, 0.5), "share": (-2.0, 2.0)}
 class Options(QuarantineOptions, DiscriminantOptions):
     """How a completion is read, and from where on it is routed."""
 
-    enabled: bool = True
-    """false sends everything to the deployed adapter"""
-
     reading: Literal["discriminant", "share"] = "discriminant"
     """discriminant: that of the guard, 0 the mean clean answer and 1 the mean hack. share: the hack-ward share of the
     gradient, with V, in standard deviations from the mean of an isotropic gradient. Both are renewed at each refresh"""
 
     low: float | None = None
-    """reading up to which a reinforced completion trains the deployed adapter alone; null: 0.25 of the discriminant,
-    -2 of the share"""
+    """reading up to which a reinforced completion trains the deployed adapter alone; null: 0.25 where reading is
+    discriminant, -2 where it is share"""
 
     high: float | None = None
-    """reading above which it trains the quarantine alone, at least `low`; null: 0.5 of the discriminant, 2 of the
-    share"""
+    """reading above which it trains the quarantine alone, at least `low`; null: 0.5 where reading is discriminant, 2
+    where it is share"""
 
     @model_validator(mode="after")
     def _consistent(self) -> Self:
         low, high = self.band
         if high < low:
             raise broken_rule("high", high, f"must be at least low, {low}", "raise high, or lower low")
-        if self.reading == "share" and self.ridge != type(self).model_fields["ridge"].default:
-            rule = "must not be set where reading is share; it would be ignored"
-            raise broken_rule("ridge", self.ridge, rule, "remove it, or set reading: discriminant")
+        self.refuse_ridge_of(self.reading)
         return self
 
     @property

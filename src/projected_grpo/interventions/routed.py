@@ -34,9 +34,6 @@ NEEDS_DIRECTION = True
 class Options(QuarantineOptions):
     """Beyond the direction block, whose `project` must be `gradient` and `preserve_magnitude` false."""
 
-    enabled: bool = True
-    """false sends everything to the deployed adapter"""
-
     capacity: Literal["full", "span"] = "full"
     """full: the quarantine is as long a delta as the deployed one. span: it moves along V's present axes alone, k per
     matrix, so that it can learn no more than what was routed to it"""

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
-from projected_grpo.directions.algebra import alignment, modules_touched, removed_share, total_norm
+from projected_grpo.directions.algebra import alignment, beside, modules_touched, removed_share, total_norm
 from projected_grpo.interventions.base import DEFAULT, QUARANTINE, Intervention, Parts, StepGradients, Vectors
 from projected_grpo.spectral import GradientCollector, deltas, finalize_gradients
 from projected_grpo.training.clock import PhaseClock
@@ -139,7 +139,7 @@ class UpdateHooks(TrainerCallback):
                 if adapter == DEFAULT:
                     bases = self.intervention.bases()
                     descent = {module: -vector for module, vector in applied.items()}  # V points along gradients
-                    self.figures["leak"] = alignment(descent, bases) if bases is not None else 0.0
+                    self.figures["leak"] = 0.0 if bases is None else alignment(descent, beside(bases, descent))
             for name in (DEFAULT, QUARANTINE):
                 self.figures[f"{name}_norm"] = total_norm(dict(self.parameters.get(name, {})))
             self.figures |= self.intervention.figures()
