@@ -68,7 +68,7 @@ FAMILIES: dict[str, Family] = {
 MODES: dict[str, tuple[str, dict[str, Any], dict[str, Any]]] = {
     "additive": ("advantage", hack(form="additive"), hack()),
     "discriminant": ("gradient_advantage", hack(reading="discriminant", alpha=8.0), hack(alpha=8.0)),
-    "share": ("rollout_routed", hack(reading="share", low=0.0, high=0.0), hack(low=0.0, high=0.0)),
+    "share": ("rollout_routed", hack(reading="share", low=0.5, high=0.5), hack(low=0.5, high=0.5)),
     "seeded": ("routed", hack(seeded=5.0), hack()),
     "seeded rollouts": ("rollout_routed", hack(seeded=5.0), hack()),
     "energy": ("erase", {"direction": "random", "axes": {"random_match": "energy"}}, {"direction": "random"}),
