@@ -7,7 +7,7 @@ arm is measured once more at the end: the difference of the two is the noise. Al
 
 `--out FILE` keeps the figures as JSON: arm -> {"seconds": CPU seconds of a step, "memory": peak memory}, both in shares
 of the first arm's, and "again", the first arm's second measurement. `--out benchmarks/arms.json` is what the table of
-all studies shows (`dvc repro study/dvc.yaml:overview`).
+all studies shows (`dvc repro --single-item study/dvc.yaml:overview`; without the flag it trains what any study lacks).
 """
 
 from __future__ import annotations
